@@ -1,0 +1,213 @@
+"""Files that are whole or not there: atomic writing, JSON and JSON Lines, hashes.
+
+A stage may be killed at any moment. Whatever it wrote in one piece goes through `atomic_write`, so that a reader meets the old
+file or the new one; what it writes row by row (`append_jsonl`) can be cut only in its last line, which `read_jsonl_prefix`
+drops before the stage goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+_HASH_CHUNK = 1 << 22
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes its name only when the block ends without an error.
+
+    The data goes to a temporary file in the same folder, is flushed to the disk, and is then renamed over `path`. If the block
+    raises, the temporary file is removed and whatever stood at `path` is untouched. Missing parent folders are made.
+
+    Args:
+        path: The file to write.
+        mode: `"w"` for UTF-8 text with `\\n` line ends, `"wb"` for bytes.
+
+    Yields:
+        The open temporary file.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"atomic_write takes mode 'w' or 'wb', found {mode!r}.")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, mode, **text) as handle:  # type: ignore[call-overload]
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    with atomic_write(path) as handle:
+        json.dump(value, handle, indent=2, ensure_ascii=False, allow_nan=False)
+        handle.write("\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not JSON, with the file and the line.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows as JSON Lines, atomically.
+
+    Returns:
+        The number of rows.
+    """
+    count = 0
+    with atomic_write(path) as handle:
+        for row in rows:
+            handle.write(_to_line(row))
+            count += 1
+    return count
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Read rows of JSON Lines one by one; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is not a JSON object, with the file and the line.
+    """
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.strip():
+                yield _parse_line(line, path, number)
+
+
+def append_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Append rows to a JSON Lines file and flush them to the disk.
+
+    Not atomic: a kill may leave the last line torn. Call `read_jsonl_prefix` before the first append of a resumed stage.
+
+    Returns:
+        The number of rows.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with open(path, "a", encoding="utf-8", newline="\n") as handle:
+        for row in rows:
+            handle.write(_to_line(row))
+            count += 1
+        handle.flush()
+        os.fsync(handle.fileno())
+    return count
+
+
+def read_jsonl_prefix(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the whole lines of a file that a killed stage may have left torn, and cut the torn rest off.
+
+    Only the last line can be torn, so anything wrong before it is an error.
+
+    Returns:
+        The rows; none if there is no such file.
+
+    Raises:
+        ValueError: If a line that is not the last is not a JSON object.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    whole_bytes = 0
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.endswith(b"\n"):
+                break
+            if line.strip():
+                rows.append(_parse_line(line, path, number))
+            whole_bytes += len(line)
+    if whole_bytes < path.stat().st_size:
+        with open(path, "r+b") as handle:
+            handle.truncate(whole_bytes)
+            handle.flush()
+            os.fsync(handle.fileno())
+    return rows
+
+
+def hash_path(path: str | os.PathLike[str]) -> str:
+    """The xxh3-128 hash of a file's bytes, or of a folder's file names and bytes, as 32 hex digits.
+
+    Hidden files and `__pycache__` inside a folder do not count. Two folders with the same files have the same hash, wherever
+    they lie and whenever they were written.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+    """
+    path = Path(path)
+    digest = xxhash.xxh3_128()
+    if not path.is_dir():
+        _update_from_file(digest, path)
+        return digest.hexdigest()
+    for file in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
+        parts = file.relative_to(path).parts
+        if file.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
+            # The hash of each file, not its bytes, goes in: so a byte cannot move from one file to the next unseen.
+            content = xxhash.xxh3_128()
+            _update_from_file(content, file)
+            digest.update(f"{'/'.join(parts)}\0{content.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _parse_line(line: bytes, path: str | os.PathLike[str], number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        raise ValueError(f"{path}, line {number}: not JSON ({error}).") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+    return row
+
+
+def _update_from_file(digest: xxhash.xxh3_128, path: Path) -> None:
+    with open(path, "rb") as handle:
+        while chunk := handle.read(_HASH_CHUNK):
+            digest.update(chunk)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut, where the system can (Windows cannot open a folder)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,299 @@
+"""What made this folder? A manifest per stage, written last, so that a killed stage never looks finished.
+
+    with StageRun("verify", output_dir, config=dataclasses.asdict(args), inputs={"traces": args.traces}) as run:
+        if run.is_finished:
+            return
+        ...                                          # resumes from whatever an unfinished run of the same config left
+        run.finish(counts={"correct": 90}, result="90 of 100 traces are right")
+
+While the stage runs, `run.json` holds the fingerprint of its configuration and inputs; when it ends, `manifest.json` takes its
+place. A folder that holds another configuration's run is refused: half of one run and half of another is nobody's result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from trl_reasoning_distill.data.files import hash_path, read_json, write_json
+
+MANIFEST_NAME = "manifest.json"
+RUN_NAME = "run.json"
+
+VERSIONED_PACKAGES = (
+    "trl-reasoning-distill",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "deepspeed",
+    "math-verify",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+)
+
+# Options that say where and how a stage runs, not what it makes: two runs that differ only here make the same result.
+WHERE_AND_HOW = frozenset(
+    {
+        "output_dir",
+        "logging_dir",
+        "dry_run",
+        "overwrite",
+        "local_rank",
+        "disable_tqdm",
+        "report_to",
+        "run_name",
+        "project",
+    }
+    | {"resume_from_checkpoint", "push_to_hub"}
+)
+_SECRETS = frozenset({"api_key", "hub_token", "push_to_hub_token"})
+
+
+@dataclasses.dataclass(frozen=True)
+class StageManifest:
+    """What a finished stage leaves beside its files.
+
+    Attributes:
+        stage: Name of the stage, such as `"verify"`.
+        status: Always `"finished"`: an unfinished stage has no manifest.
+        config: The stage's options.
+        inputs: Name to `{"path": …, "hash": …}`; the hash is null for what is not on this disk, such as a hub id.
+        counts: Name to number, whatever the stage counts.
+        result: One line for a reader.
+        versions: Installed versions of the packages that decide a result, and of Python.
+        git: `{"commit": …, "dirty": …}` of the checkout the stage was started in; null outside of one.
+        seed: The seed, if the stage has one.
+        started: When, UTC, ISO 8601.
+        wall_seconds: How long, without the launch; of the last go, if the stage was resumed.
+        command: The command line.
+        fingerprint: Hash over stage, config and inputs: equal fingerprints, equal work.
+    """
+
+    stage: str
+    status: str
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, str | None]]
+    counts: dict[str, int | float]
+    result: str
+    versions: dict[str, str]
+    git: dict[str, Any] | None
+    seed: int | None
+    started: str
+    wall_seconds: float
+    command: str
+    fingerprint: str
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> StageManifest:
+    """Read the manifest of a finished stage.
+
+    Raises:
+        FileNotFoundError: If the folder has none: the stage has not finished, or is another kind of folder.
+        ValueError: If it is not a manifest.
+    """
+    path = Path(directory) / MANIFEST_NAME
+    if not path.is_file():
+        state = "has not finished" if (Path(directory) / RUN_NAME).is_file() else "holds no stage's result"
+        raise FileNotFoundError(
+            f"No {MANIFEST_NAME} in {directory}: this folder {state}. Run the stage that makes it first."
+        )
+    values = read_json(path)
+    names = {field.name for field in dataclasses.fields(StageManifest)}
+    if not isinstance(values, dict) or not names <= values.keys():
+        found = sorted(values) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{path} is not a stage's manifest: expected the keys {sorted(names)}, found {found}.")
+    return StageManifest(**{name: values[name] for name in names})
+
+
+class StageRun:
+    """One run of a stage: checks the output folder on enter, writes the manifest on `finish`.
+
+    Under several processes every rank makes one; only the rank with `is_main` writes. Synchronise the ranks after entering,
+    because the main rank may first clear the folder.
+
+    Args:
+        stage: Name of the stage.
+        output_dir: Its folder; made if missing.
+        config: The stage's options, JSON-like. Those of `WHERE_AND_HOW`, and those that carry the name of an input, are left out
+            of the fingerprint: an input counts by its content, wherever it lies.
+        inputs: Name to the file or folder that the stage reads, or to a hub id (which has no hash).
+        seed: The stage's seed, for the manifest.
+        overwrite: Clear the folder of an earlier run, whatever made it.
+        is_main: False on all ranks but the first.
+
+    Attributes:
+        is_finished: True if the folder already holds the finished result of this configuration and these inputs.
+        is_resumed: True if the folder holds an unfinished run of this configuration and these inputs (to be asked on the main rank).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        output_dir: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str | os.PathLike[str]] | None = None,
+        seed: int | None = None,
+        *,
+        overwrite: bool = False,
+        is_main: bool = True,
+    ) -> None:
+        self.stage = stage
+        self.output_dir = Path(output_dir)
+        self.config: dict[str, Any] = _to_json(config)
+        self.inputs = {name: describe_input(path) for name, path in (inputs or {}).items()}
+        self.seed = seed
+        self.overwrite = overwrite
+        self.is_main = is_main
+        self.fingerprint = _fingerprint(self.stage, self.config, self.inputs)
+        self.is_finished = False
+        self.is_resumed = False
+
+    def __enter__(self) -> StageRun:
+        self._clock = time.perf_counter()
+        self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        found = None if self.overwrite else self._find_earlier_run()
+        if found is not None:
+            name, earlier = found
+            if earlier.get("fingerprint") != self.fingerprint:
+                raise ValueError(self._describe_conflict(name, earlier))
+            self.is_finished = name == MANIFEST_NAME
+            self.is_resumed = name == RUN_NAME
+        if self.is_main and not self.is_finished:
+            if self.overwrite and any((self.output_dir / name).exists() for name in (MANIFEST_NAME, RUN_NAME)):
+                shutil.rmtree(self.output_dir)  # only ever a folder that an earlier stage marked as its own
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            identity = {
+                "stage": self.stage,
+                "fingerprint": self.fingerprint,
+                "config": self.config,
+                "inputs": self.inputs,
+            }
+            write_json(self.output_dir / RUN_NAME, identity)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing to undo: a run that did not call `finish` stays unfinished, and resumes."""
+
+    def finish(self, counts: Mapping[str, int | float], result: str) -> None:
+        """Write `manifest.json`, last of all files. Does nothing on ranks that are not main.
+
+        Args:
+            counts: Name to number, whatever the stage counts.
+            result: One line for a reader; the stage prints the same.
+        """
+        if not self.is_main:
+            return
+        manifest = StageManifest(
+            stage=self.stage,
+            status="finished",
+            config=self.config,
+            inputs=self.inputs,
+            counts=dict(counts),
+            result=result,
+            versions=installed_versions(),
+            git=git_state(),
+            seed=self.seed,
+            started=self._started,
+            wall_seconds=round(time.perf_counter() - self._clock, 3),
+            command=shlex.join([Path(sys.executable).name, *sys.argv]),
+            fingerprint=self.fingerprint,
+        )
+        write_json(self.output_dir / MANIFEST_NAME, dataclasses.asdict(manifest))
+        (self.output_dir / RUN_NAME).unlink(missing_ok=True)
+        self.is_finished = True
+
+    def _find_earlier_run(self) -> tuple[str, dict[str, Any]] | None:
+        for name in (MANIFEST_NAME, RUN_NAME):
+            if (self.output_dir / name).is_file():
+                return name, read_json(self.output_dir / name)
+        return None
+
+    def _describe_conflict(self, name: str, earlier: Mapping[str, Any]) -> str:
+        if earlier.get("stage") != self.stage:
+            what = f"of the stage {earlier.get('stage')!r}, not {self.stage!r}"
+        else:
+            before, now = earlier.get("config", {}), self.config
+            changes = [
+                f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+                for key in sorted({*before, *now} - WHERE_AND_HOW - self.inputs.keys())
+                if before.get(key) != now.get(key)
+            ]
+            changes += [
+                f"the content of {key} changed"
+                for key, value in self.inputs.items()
+                if _identity(earlier.get("inputs", {}).get(key, {})) != _identity(value)
+            ]
+            what = "of another configuration (" + ("; ".join(changes) or "other inputs") + ")"
+        state = "a finished" if name == MANIFEST_NAME else "an unfinished"
+        return (
+            f"{self.output_dir} holds {state} run {what}. Give another --output_dir, or --overwrite to clear it first."
+        )
+
+
+def describe_input(path: str | os.PathLike[str]) -> dict[str, str | None]:
+    """An input's path and the hash of what lies there; the hash is `None` where nothing does (a hub id)."""
+    return {"path": str(path), "hash": hash_path(path) if os.path.exists(path) else None}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that decide a result, read without importing any of them."""
+    installed = {package: version for package in VERSIONED_PACKAGES if (version := _version(package))}
+    return {"python": platform.python_version(), **installed}
+
+
+@functools.lru_cache(maxsize=1)
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that the current folder lies in and whether it has uncommitted changes; `None` outside of one."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no checkout, or no commit yet
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _identity(described: Mapping[str, str | None]) -> str | None:
+    return described.get("hash") or described.get("path")
+
+
+def _fingerprint(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str | None]]) -> str:
+    what = {key: value for key, value in config.items() if key not in WHERE_AND_HOW and key not in inputs}
+    made_of = {"stage": stage, "config": what, "inputs": {name: _identity(value) for name, value in inputs.items()}}
+    return xxhash.xxh3_128_hexdigest(json.dumps(made_of, sort_keys=True).encode())
+
+
+def _to_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as JSON values; what JSON has no word for (a dtype, a path) becomes its text, and secrets are left out."""
+    return json.loads(json.dumps({key: value for key, value in config.items() if key not in _SECRETS}, default=str))
