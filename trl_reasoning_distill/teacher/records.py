@@ -1,0 +1,128 @@
+"""`TopKLogProbs`: what the teacher said at each of n positions, cut to its M most likely tokens.
+
+Only differences of logits mean anything, so a record is kept on the scale where the log-sum-exp at T = 1 is zero: the logit of a
+token *is* its log-probability. One number more per temperature, `lse_T = log Σ_v exp(log_prob_v / T)` over the whole vocabulary,
+then gives the exact distribution at that temperature, and with it the exact mass outside the M tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+MISSING_ID = -1
+"""The id of an empty place in a record: no token, no mass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKLogProbs:
+    """The M most likely tokens at n positions, and what is needed to know the rest exactly.
+
+    Attributes:
+        ids: `(n, M)` int32, most likely first; −1 where there is none.
+        log_probs: `(n, M)` float32, in nats, at T = 1; −inf where the id is −1.
+        log_sum_exp: `(n, len(temperatures))` float32, of `logits / T` over the whole vocabulary.
+        temperatures: The temperatures that `log_sum_exp` was taken at; 1.0 is always among them.
+    """
+
+    ids: npt.NDArray[np.int32]
+    log_probs: npt.NDArray[np.float32]
+    log_sum_exp: npt.NDArray[np.float32]
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 2 or self.ids.shape != self.log_probs.shape:
+            raise ValueError(
+                f"Records want ids and log_probs of one shape (n, M), found {self.ids.shape} and {self.log_probs.shape}."
+            )
+        if self.log_sum_exp.shape != (len(self.ids), len(self.temperatures)):
+            raise ValueError(
+                f"Records want log_sum_exp of shape (n, temperatures) = ({len(self.ids)}, {len(self.temperatures)}), "
+                f"found {self.log_sum_exp.shape}."
+            )
+        if 1.0 not in self.temperatures:
+            raise ValueError(f"Records want T = 1 among their temperatures, found {self.temperatures}.")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def top_k(self) -> int:
+        """M, the number of places per record."""
+        return self.ids.shape[1]
+
+    def at_temperature(self, temperature: float) -> npt.NDArray[np.float32]:
+        """Log-probabilities of the kept tokens at a captured temperature.
+
+        Args:
+            temperature: One of `temperatures`.
+
+        Returns:
+            `(n, M)` float32: `log p_T(i) = z_i / T − lse_T` with `z_i = log_prob_i + lse_1`; −inf where the id is −1.
+
+        Raises:
+            ValueError: If the log-sum-exp at that temperature was not captured: the tail could not be known.
+        """
+        column = temperature_index(self.temperatures, temperature)
+        if temperature == 1.0:
+            return self.log_probs
+        one = self.temperatures.index(1.0)
+        offset = self.log_sum_exp[:, one] / np.float32(temperature) - self.log_sum_exp[:, column]
+        return self.log_probs / np.float32(temperature) + offset[:, None]
+
+    def normalized(self) -> TopKLogProbs:
+        """The same distributions on the scale where the log-sum-exp at T = 1 is zero."""
+        lse_1 = self.log_sum_exp[:, self.temperatures.index(1.0)]
+        if not lse_1.any():
+            return self
+        shift = lse_1[:, None] / np.asarray(self.temperatures, np.float32)
+        return dataclasses.replace(self, log_sum_exp=self.log_sum_exp - shift)
+
+    def take(self, rows: npt.NDArray[np.integer] | slice) -> TopKLogProbs:
+        """The records at the given rows, in that order."""
+        return dataclasses.replace(
+            self, ids=self.ids[rows], log_probs=self.log_probs[rows], log_sum_exp=self.log_sum_exp[rows]
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TopKLogProbs]) -> TopKLogProbs:
+        """Records of several parts, one after another; all of one width and with the same temperatures."""
+        first = parts[0]
+        for part in parts[1:]:
+            if part.temperatures != first.temperatures or part.top_k != first.top_k:
+                raise ValueError(
+                    f"Records of M = {first.top_k} at {first.temperatures} cannot be joined with records of "
+                    f"M = {part.top_k} at {part.temperatures}."
+                )
+        if len(parts) == 1:
+            return first
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.log_probs for part in parts]),
+            np.concatenate([part.log_sum_exp for part in parts]),
+            first.temperatures,
+        )
+
+    @classmethod
+    def empty(cls, top_k: int, temperatures: Sequence[float] = (1.0,)) -> TopKLogProbs:
+        """No record at all, of the given width."""
+        return cls(
+            np.empty((0, top_k), np.int32),
+            np.empty((0, top_k), np.float32),
+            np.empty((0, len(temperatures)), np.float32),
+            tuple(temperatures),
+        )
+
+
+def temperature_index(temperatures: Sequence[float], temperature: float) -> int:
+    """The column of a temperature, or a `ValueError` that says which there are."""
+    for column, captured in enumerate(temperatures):
+        if abs(captured - temperature) <= 1e-6 * captured:
+            return column
+    raise ValueError(
+        f"Temperature {temperature:g} was not captured: this store has {', '.join(f'{t:g}' for t in temperatures)}. "
+        f"Use one of these, or capture again with --temperatures including {temperature:g}."
+    )

@@ -1,0 +1,326 @@
+"""`TopKStore`: rows of tokens, and what the teacher said at each supervised position of them, on disk.
+
+    store/
+      manifest.json       what made it, how it is laid out, checksums; written last
+      rows.safetensors    token ids, which of them are supervised, where each row and its records begin, a hash per row
+      shards/00000.topk   the records, in compressed blocks (see `store_codec`)
+
+Records are numbered from 0 through the whole store, one per supervised position t ≥ 1, row after row. A token carries the number
+of its record (`kd_index`) wherever it goes, so that shuffling, packing and truncation cannot part them.
+
+    store = TopKStore.open("runs/capture/store")
+    records = store.read(store.row(0).kd_index[store.row(0).kd_index >= 0])
+    records.ids, records.at_temperature(2.0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import xxhash
+
+from trl_reasoning_distill.data.tokenization import row_hash
+from trl_reasoning_distill.teacher.records import TopKLogProbs
+from trl_reasoning_distill.teacher.store_shard import Shard, StoreError, file_hash, shard_path
+from trl_reasoning_distill.teacher.store_writer import FORMAT, MANIFEST, ROWS, SCHEMA, TopKStoreWriter, manifest_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["StoreError", "StoredRow", "TopKLogProbs", "TopKStore", "TopKStoreWriter"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRow:
+    """A row of tokens in the store.
+
+    Attributes:
+        input_ids: `(tokens,)` int32.
+        labels: `(tokens,)` int32, −100 where the token is not supervised.
+        offset: Number of its first record.
+        count: Its records: supervised positions t ≥ 1.
+        hash: `data.tokenization.row_hash` of the two.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    offset: int
+    count: int
+    hash: str
+
+    @property
+    def kd_index(self) -> npt.NDArray[np.int64]:
+        """`(tokens,)` int64: the number of each token's record, −1 where it has none."""
+        index = np.full(len(self.input_ids), -1, np.int64)
+        index[1:][self.labels[1:] != -100] = np.arange(self.offset, self.offset + self.count)
+        return index
+
+
+class TopKStore:
+    """A Top-K store opened for reading. Make one with `TopKStore.open`.
+
+    Opening reads the manifest, the rows' index and the shards' headers; blocks are memory-mapped, checked against their checksum and
+    decoded when a position in them is read, and the last few stay in memory.
+
+    Attributes:
+        path: The store's folder.
+        manifest: What made it and how it is laid out.
+        temperatures: Temperatures that can be asked of its records.
+        top_k: M, places per record.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], cache_blocks: int) -> None:
+        self.path, self.manifest = path, manifest
+        self.top_k: int = manifest["top_k"]
+        self.temperatures: tuple[float, ...] = tuple(manifest["temperatures"])
+        expected = {name: manifest[name] for name in ("top_k", "temperatures", "encoding", "block_size")}
+        self._shards = [
+            Shard(shard_path(path, number), entry, expected) for number, entry in enumerate(manifest["shards"])
+        ]
+        self._cache: OrderedDict[int, TopKLogProbs] = OrderedDict()
+        self._cache_blocks = cache_blocks
+        self._open_rows()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, cache_blocks: int = 64) -> TopKStore:
+        """Open a store.
+
+        Args:
+            path: The store's folder, or the folder of the stage that made it (with the store in `store/`).
+            cache_blocks: Decoded blocks kept in memory; each takes `block_size × M × 8` bytes, 0.8 MB at M = 25.
+
+        Raises:
+            StoreError: If it is not a store, is not finished, is damaged, or was written by a newer version.
+        """
+        path = Path(path)
+        if not (path / "shards").is_dir() and (path / "store" / MANIFEST).is_file():
+            path = path / "store"
+        return cls(path, _read_manifest(path), max(1, cache_blocks))
+
+    def _open_rows(self) -> None:
+        file, entry = self.path / ROWS, self.manifest["rows_file"]
+        if not file.is_file():
+            raise StoreError(
+                f"{file} is missing. Copy the store again as a whole, or run the stage that made it again."
+            )
+        if file.stat().st_size != entry["bytes"] or file_hash(file) != entry["xxh3"]:
+            raise StoreError(
+                f"{file} does not match its checksum in the manifest: it was cut, edited or damaged, or belongs to another store. "
+                f"Copy the store again as a whole."
+            )
+        self._rows = safetensors.safe_open(file, framework="numpy")
+        self._row_starts: npt.NDArray[np.int64] = self._rows.get_tensor("row_starts")
+        self._record_starts: npt.NDArray[np.int64] = self._rows.get_tensor("record_starts")
+        self._hashes: npt.NDArray[np.uint8] = self._rows.get_tensor("hashes")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._cache_blocks)  # a worker process maps the files itself
+
+    def __len__(self) -> int:
+        """Positions: records in the store."""
+        return int(self.manifest["positions"])
+
+    @property
+    def rows(self) -> int:
+        """Rows of tokens in the store."""
+        return int(self.manifest["rows"])
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What made the records: teacher, revision, tokenizer, chat template, versions, …"""
+        return dict(self.manifest["fingerprint"])
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """The tokenizer whose ids the store holds: the student's once aligned, the teacher's before."""
+        made_for = self.manifest["aligned_to"] or self.manifest["fingerprint"]
+        return made_for.get("tokenizer")
+
+    def read(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> TopKLogProbs:
+        """The records with the given numbers, in that order.
+
+        Args:
+            indices: `(n,)` integers in `[0, len(store))`.
+
+        Raises:
+            IndexError: If a number is out of range.
+            StoreError: If a block that is needed is damaged.
+        """
+        wanted = np.asarray(indices, np.int64).reshape(-1)
+        if not len(wanted):
+            return TopKLogProbs.empty(self.top_k, self.temperatures)
+        if wanted.min() < 0 or wanted.max() >= len(self):
+            raise IndexError(f"{self.path} has records 0–{len(self) - 1}, asked for {wanted.min()}–{wanted.max()}.")
+        block_of, place = np.divmod(wanted, self.manifest["block_size"])
+        blocks = np.unique(block_of)
+        if len(blocks) == 1:
+            return self._block(int(blocks[0])).take(place)
+        out = TopKLogProbs(
+            np.empty((len(wanted), self.top_k), np.int32),
+            np.empty((len(wanted), self.top_k), np.float32),
+            np.empty((len(wanted), len(self.temperatures)), np.float32),
+            self.temperatures,
+        )
+        for number in blocks:
+            rows = np.flatnonzero(block_of == number)
+            block = self._block(int(number))
+            out.ids[rows], out.log_probs[rows] = block.ids[place[rows]], block.log_probs[place[rows]]
+            out.log_sum_exp[rows] = block.log_sum_exp[place[rows]]
+        return out
+
+    def _block(self, number: int) -> TopKLogProbs:
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        shard, place = divmod(number, self.manifest["shard_blocks"])
+        block = self._cache[number] = self._shards[shard].block(place)
+        if len(self._cache) > self._cache_blocks:
+            self._cache.popitem(last=False)
+        return block
+
+    def row(self, number: int) -> StoredRow:
+        """Row `number` of tokens.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        if not 0 <= number < self.rows:
+            raise IndexError(f"{self.path} has rows 0–{self.rows - 1}, asked for {number}.")
+        start, stop = (int(at) for at in self._row_starts[number : number + 2])
+        first, last = (int(at) for at in self._record_starts[number : number + 2])
+        ids = self._rows.get_slice("input_ids")[start:stop]
+        labels = np.where(self._rows.get_slice("supervised")[start:stop], ids, np.int32(-100))
+        return StoredRow(ids, labels, first, last - first, self._hashes[number].tobytes().hex())
+
+    def __iter__(self) -> Iterator[StoredRow]:
+        """All rows in order."""
+        return map(self.row, range(self.rows))
+
+    @cached_property
+    def _number_of_hash(self) -> dict[bytes, int]:
+        return {self._hashes[number].tobytes(): number for number in reversed(range(self.rows))}
+
+    def find_row(self, digest: str) -> int | None:
+        """The first row with that `row_hash`, or None."""
+        return self._number_of_hash.get(bytes.fromhex(digest))
+
+    def dataset(self) -> Dataset:
+        """The rows as a dataset of `input_ids`, `labels` and `kd_index`, ready to train on."""
+        import pyarrow as pa
+        from datasets import Dataset
+
+        tables = []
+        for start in range(0, self.rows, 65536):  # the offsets of one Arrow list column are 32 bits wide
+            rows = [self.row(number) for number in range(start, min(start + 65536, self.rows))]
+            columns = {
+                "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
+                "labels": pa.array([row.labels for row in rows], pa.list_(pa.int32())),
+                "kd_index": pa.array([row.kd_index for row in rows], pa.list_(pa.int64())),
+            }
+            tables.append(pa.table(columns))
+        if not tables:
+            raise StoreError(f"{self.path} holds no row: there is nothing to train on.")
+        return Dataset(pa.concat_tables(tables))
+
+    def differences(self, expected: Mapping[str, Any]) -> list[str]:
+        """What of `expected` this store was not made with, in words.
+
+        Args:
+            expected: Values by fingerprint key, such as `tokenizer`, `chat_template`, `teacher`, `dtype`.
+        """
+        found = self.fingerprint | {"tokenizer": self.tokenizer_fingerprint}
+        return [
+            f"{name} is {found.get(name)!r} in the store, {value!r} here"
+            for name, value in expected.items()
+            if found.get(name) != value
+        ]
+
+    def check_compatible(self, expected: Mapping[str, Any], *, remedy: str = "Capture or align it for these.") -> None:
+        """Refuse a store that was not made for these tokens.
+
+        Args:
+            expected: As for `differences`.
+            remedy: What the user can do, for the message.
+
+        Raises:
+            StoreError: Naming each difference.
+        """
+        if different := self.differences(expected):
+            raise StoreError(f"The store at {self.path} was not made for this: {'; '.join(different)}. {remedy}")
+
+    def verify(self) -> Iterator[str]:
+        """Check every byte and every row, yielding a line for each part that is right.
+
+        Raises:
+            StoreError: At the first part that is wrong.
+        """
+        for number, entry in enumerate(self.manifest["shards"]):
+            file = shard_path(self.path, number)
+            if file_hash(file) != entry["xxh3"]:
+                raise StoreError(
+                    f"{file} does not match its checksum in the manifest. Copy the store again as a whole."
+                )
+            for block in range(len(self._shards[number])):
+                self._shards[number].block(block)
+            yield f"{file.name}: {entry['positions']:,} positions, {entry['bytes']:,} bytes"
+        for number, row in enumerate(self):
+            supervised = int(np.count_nonzero(row.labels[1:] != -100))
+            if row_hash(row.input_ids.tolist(), row.labels.tolist()) != row.hash or supervised != row.count:
+                raise StoreError(f"{self.path / ROWS}: row {number} does not match its hash. Capture it again.")
+        digest = xxhash.xxh3_128_hexdigest(self._hashes.tobytes())
+        if digest != self.manifest["fingerprint"]["rows"] or self._record_starts[-1] != len(self):
+            raise StoreError(f"{self.path / ROWS} belongs to another store: its rows hash to {digest}.")
+        yield f"{ROWS}: {self.rows:,} rows, {self.manifest['tokens']:,} tokens"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store, once it is known to be one, whole, and not newer than this code."""
+    file = path / MANIFEST
+    if not file.is_file():
+        unfinished = (path / "shards").is_dir()
+        raise StoreError(
+            f"{path} holds {'an unfinished' if unfinished else 'no'} Top-K store: {file} is missing. "
+            + (
+                "Run the stage that writes it again: it goes on where it stopped."
+                if unfinished
+                else "Is the path right?"
+            )
+        )
+    try:
+        text = file.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if not isinstance(manifest, dict):
+            raise TypeError
+    except (ValueError, TypeError):  # not UTF-8, not JSON, not an object
+        raise StoreError(
+            f"{file} is damaged: it is not the JSON of a manifest. Copy the store again as a whole."
+        ) from None
+    if manifest.get("format") != FORMAT:
+        raise StoreError(f"{file} is not the manifest of a Top-K store: format is {manifest.get('format')!r}.")
+    schema = manifest.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise StoreError(
+            f"{path} has schema {schema}, this version reads up to {SCHEMA}. Upgrade trl-reasoning-distill."
+        )
+    if manifest_text(manifest) != text:
+        raise StoreError(
+            f"{file} was edited or damaged: it does not match its own checksum. Copy the store again as a whole."
+        )
+    positions = sum(entry["positions"] for entry in manifest["shards"])
+    if positions != manifest["positions"]:
+        raise StoreError(f"{file} names shards of {positions:,} positions for {manifest['positions']:,}.")
+    return manifest
+
+
+def _reopen(path: Path, cache_blocks: int) -> TopKStore:
+    return TopKStore.open(path, cache_blocks=cache_blocks)
