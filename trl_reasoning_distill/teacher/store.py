@@ -2,7 +2,7 @@
 
     store/
       manifest.json       what made it, how it is laid out, checksums; written last
-      rows.safetensors    token ids, which of them are supervised, where each row and its records begin, a hash per row
+      rows.parquet        token ids, which of them are supervised, a hash per row, and the text they came from
       shards/00000.topk   the records, in compressed blocks (see `store_codec`)
 
 Records are numbered from 0 through the whole store, one per supervised position t ≥ 1, row after row. A token carries the number
@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import xxhash
 
 from trl_reasoning_distill.data.tokenization import row_hash
 from trl_reasoning_distill.teacher.records import TopKLogProbs
+from trl_reasoning_distill.teacher.store_rows import ROWS, RowsReader
 from trl_reasoning_distill.teacher.store_shard import Shard, StoreError, file_hash, shard_path
-from trl_reasoning_distill.teacher.store_writer import FORMAT, MANIFEST, ROWS, SCHEMA, TopKStoreWriter, manifest_text
+from trl_reasoning_distill.teacher.store_writer import FORMAT, MANIFEST, SCHEMA, TopKStoreWriter, manifest_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +89,7 @@ class TopKStore:
         ]
         self._cache: OrderedDict[int, TopKLogProbs] = OrderedDict()
         self._cache_blocks = cache_blocks
-        self._open_rows()
+        self._rows = RowsReader(path, manifest["rows_file"])
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, cache_blocks: int = 64) -> TopKStore:
@@ -106,22 +106,6 @@ class TopKStore:
         if not (path / "shards").is_dir() and (path / "store" / MANIFEST).is_file():
             path = path / "store"
         return cls(path, _read_manifest(path), max(1, cache_blocks))
-
-    def _open_rows(self) -> None:
-        file, entry = self.path / ROWS, self.manifest["rows_file"]
-        if not file.is_file():
-            raise StoreError(
-                f"{file} is missing. Copy the store again as a whole, or run the stage that made it again."
-            )
-        if file.stat().st_size != entry["bytes"] or file_hash(file) != entry["xxh3"]:
-            raise StoreError(
-                f"{file} does not match its checksum in the manifest: it was cut, edited or damaged, or belongs to another store. "
-                f"Copy the store again as a whole."
-            )
-        self._rows = safetensors.safe_open(file, framework="numpy")
-        self._row_starts: npt.NDArray[np.int64] = self._rows.get_tensor("row_starts")
-        self._record_starts: npt.NDArray[np.int64] = self._rows.get_tensor("record_starts")
-        self._hashes: npt.NDArray[np.uint8] = self._rows.get_tensor("hashes")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._cache_blocks)  # a worker process maps the files itself
@@ -196,11 +180,14 @@ class TopKStore:
         """
         if not 0 <= number < self.rows:
             raise IndexError(f"{self.path} has rows 0–{self.rows - 1}, asked for {number}.")
-        start, stop = (int(at) for at in self._row_starts[number : number + 2])
-        first, last = (int(at) for at in self._record_starts[number : number + 2])
-        ids = self._rows.get_slice("input_ids")[start:stop]
-        labels = np.where(self._rows.get_slice("supervised")[start:stop], ids, np.int32(-100))
-        return StoredRow(ids, labels, first, last - first, self._hashes[number].tobytes().hex())
+        ids, supervised = self._rows.tokens(number)
+        first, last = (int(at) for at in self._rows.starts[number : number + 2])
+        labels = np.where(supervised, ids, np.int32(-100))
+        return StoredRow(ids, labels, first, last - first, self._rows.hashes[number].hex())
+
+    def example(self, number: int) -> dict[str, Any] | None:
+        """The row of text that row `number` was made from, if the store keeps it."""
+        return self._rows.example(number)
 
     def __iter__(self) -> Iterator[StoredRow]:
         """All rows in order."""
@@ -208,7 +195,7 @@ class TopKStore:
 
     @cached_property
     def _number_of_hash(self) -> dict[bytes, int]:
-        return {self._hashes[number].tobytes(): number for number in reversed(range(self.rows))}
+        return {digest: number for number, digest in reversed(list(enumerate(self._rows.hashes)))}
 
     def find_row(self, digest: str) -> int | None:
         """The first row with that `row_hash`, or None."""
@@ -219,18 +206,9 @@ class TopKStore:
         import pyarrow as pa
         from datasets import Dataset
 
-        tables = []
-        for start in range(0, self.rows, 65536):  # the offsets of one Arrow list column are 32 bits wide
-            rows = [self.row(number) for number in range(start, min(start + 65536, self.rows))]
-            columns = {
-                "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
-                "labels": pa.array([row.labels for row in rows], pa.list_(pa.int32())),
-                "kd_index": pa.array([row.kd_index for row in rows], pa.list_(pa.int64())),
-            }
-            tables.append(pa.table(columns))
-        if not tables:
+        if not self.rows:
             raise StoreError(f"{self.path} holds no row: there is nothing to train on.")
-        return Dataset(pa.concat_tables(tables))
+        return Dataset(pa.concat_tables(self._rows.tables()))
 
     def differences(self, expected: Mapping[str, Any]) -> list[str]:
         """What of `expected` this store was not made with, in words.
@@ -277,8 +255,8 @@ class TopKStore:
             supervised = int(np.count_nonzero(row.labels[1:] != -100))
             if row_hash(row.input_ids.tolist(), row.labels.tolist()) != row.hash or supervised != row.count:
                 raise StoreError(f"{self.path / ROWS}: row {number} does not match its hash. Capture it again.")
-        digest = xxhash.xxh3_128_hexdigest(self._hashes.tobytes())
-        if digest != self.manifest["fingerprint"]["rows"] or self._record_starts[-1] != len(self):
+        digest = xxhash.xxh3_128_hexdigest(b"".join(self._rows.hashes))
+        if digest != self.manifest["fingerprint"]["rows"] or self._rows.starts[-1] != len(self):
             raise StoreError(f"{self.path / ROWS} belongs to another store: its rows hash to {digest}.")
         yield f"{ROWS}: {self.rows:,} rows, {self.manifest['tokens']:,} tokens"
 

@@ -10,20 +10,18 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import safetensors.numpy
 import xxhash
 
 from trl_reasoning_distill.data.files import atomic_write
 from trl_reasoning_distill.data.tokenization import row_hash
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store_codec import ENCODINGS, Encoding
+from trl_reasoning_distill.teacher.store_rows import RowsWriter, as_row
 from trl_reasoning_distill.teacher.store_shard import shard_path, write_shard
 
 FORMAT = "trl-reasoning-distill/topk-store"
 SCHEMA = 1
 MANIFEST = "manifest.json"
-ROWS = "rows.safetensors"
 BLOCK_SIZE = 4096
 SHARD_BLOCKS = 128
 
@@ -76,14 +74,18 @@ class TopKStoreWriter:
         self._pending: list[TopKLogProbs] = []
         self._pending_positions = 0
         self._shards: list[dict[str, Any]] = []
-        self._ids: list[npt.NDArray[np.int32]] = []
-        self._supervised: list[npt.NDArray[np.bool_]] = []
-        self._counts: list[int] = []
-        self._hashes: list[bytes] = []
+        self._rows = RowsWriter()
+        self._row_hashes = xxhash.xxh3_128()
         for left_over in (self.path / "shards").glob("*"):
             left_over.unlink()
 
-    def add(self, input_ids: Sequence[int], labels: Sequence[int], records: TopKLogProbs) -> None:
+    def add(
+        self,
+        input_ids: Sequence[int],
+        labels: Sequence[int],
+        records: TopKLogProbs,
+        example: Mapping[str, Any] | None = None,
+    ) -> None:
         """Add a row and the records of its supervised positions.
 
         Args:
@@ -91,19 +93,16 @@ class TopKStoreWriter:
             labels: The same ids, −100 where the token is not supervised.
             records: One record per supervised position t ≥ 1, in order: the distribution that predicts token t. Position 0 has
                 none, since nothing comes before it.
+            example: The row of text that the tokens were made from; alignment to another tokenizer needs it.
 
         Raises:
             ValueError: If the numbers do not match, or the records are of another width or temperature.
         """
-        ids, label_ids = np.asarray(input_ids, np.int32), np.asarray(labels, np.int32)
-        supervised = label_ids != -100
-        where = f"row {len(self._counts)}"
-        if ids.shape != label_ids.shape or ids.ndim != 1:
-            raise ValueError(f"{where}: input_ids and labels differ in length: {ids.shape} and {label_ids.shape}.")
-        if (ids[supervised] != label_ids[supervised]).any():
-            raise ValueError(
-                f"{where}: a label is neither −100 nor the token it stands at; only next-token rows can be stored."
-            )
+        where = f"Row {self._rows.rows}"
+        try:
+            ids, supervised = as_row(input_ids, labels)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         if len(records) != np.count_nonzero(supervised[1:]):
             raise ValueError(
                 f"{where}: {len(records)} records for {np.count_nonzero(supervised[1:])} supervised positions after the first."
@@ -113,10 +112,9 @@ class TopKStoreWriter:
                 f"{where}: records of M = {records.top_k} at {records.temperatures} in a store of M = {self._empty.top_k} at "
                 f"{self._empty.temperatures}."
             )
-        self._ids.append(ids)
-        self._supervised.append(supervised)
-        self._counts.append(len(records))
-        self._hashes.append(bytes.fromhex(row_hash(ids.tolist(), label_ids.tolist())))
+        digest = bytes.fromhex(row_hash(ids.tolist(), np.where(supervised, ids, -100).tolist()))
+        self._row_hashes.update(digest)
+        self._rows.add(ids, supervised, len(records), digest, example)
         self._pending.append(records.normalized())
         self._pending_positions += len(records)
         while self._pending_positions >= self._block_size * self._shard_blocks:
@@ -136,41 +134,25 @@ class TopKStoreWriter:
         """Write what is pending, the rows, and then the manifest: now it is a store."""
         if self._pending_positions:
             self._flush()
-        rows = self._rows()
-        with atomic_write(self.path / ROWS, "wb") as handle:
-            handle.write(rows)
+        rows_file = self._rows.write(self.path)
         manifest = {
             "format": FORMAT,
             "schema": SCHEMA,
-            "positions": sum(self._counts),
-            "rows": len(self._counts),
-            "tokens": sum(map(len, self._ids)),
+            "positions": self._rows.records,
+            "rows": self._rows.rows,
+            "tokens": self._rows.tokens,
             "top_k": self._empty.top_k,
             "temperatures": list(self._empty.temperatures),
             "encoding": self._encoding,
             "block_size": self._block_size,
             "shard_blocks": self._shard_blocks,
-            "fingerprint": self._fingerprint | {"rows": xxhash.xxh3_128_hexdigest(b"".join(self._hashes))},
+            "fingerprint": self._fingerprint | {"rows": self._row_hashes.hexdigest()},
             "aligned_to": self._aligned_to,
-            "rows_file": {"bytes": len(rows), "xxh3": xxhash.xxh3_128_hexdigest(rows)},
+            "rows_file": rows_file,
             "shards": self._shards,
         }
         with atomic_write(self.path / MANIFEST) as handle:
             handle.write(manifest_text(manifest))
-
-    def _rows(self) -> bytes:
-        lengths, counts = np.array([0, *map(len, self._ids)]), np.array([0, *self._counts])
-        return safetensors.numpy.save(
-            {
-                "input_ids": np.concatenate([np.empty(0, np.int32), *self._ids]),
-                "supervised": np.concatenate([np.empty(0, np.bool_), *self._supervised]),
-                "row_starts": np.cumsum(lengths, dtype=np.int64),
-                "record_starts": np.cumsum(counts, dtype=np.int64),
-                "hashes": np.frombuffer(b"".join(self._hashes), np.uint8).reshape(
-                    len(self._hashes), -1 if self._hashes else 16
-                ),
-            }
-        )
 
     def __enter__(self) -> TopKStoreWriter:
         return self
