@@ -1,0 +1,260 @@
+"""Language-model head, cross-entropy, Top-K distillation and KL to a reference in one pass over the vocabulary.
+
+The head is where a small model spends its memory: at a vocabulary of 152k, logits of 8k tokens take 2.5 GB in bfloat16.
+Here they exist for one chunk of tokens at a time, and the gradient is computed while they do: three matmuls for all terms
+together, which is what cross-entropy alone needs. See `docs/concepts/loss.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trl_reasoning_distill.losses._head import FusedHead, LinearReference, LossSettings, TokenTargets, TokenValues
+from trl_reasoning_distill.losses.divergence import (
+    Divergence,
+    Support,
+    TopKTargets,
+    accumulator,
+    check_divergence,
+    truncate_to_top_p,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+__all__ = ["FusedLoss", "LinearReference", "fused_linear_distillation_loss"]
+
+KLDirection = Literal["reverse", "forward"]
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """The loss, and what each token contributed.
+
+    Attributes:
+        loss: scalar, with the graph: the weighted sum over supervised tokens, not a mean.
+        nll: `(tokens,)`, like all below: detached, and 0 at tokens without a label. Negative log-likelihood in nats.
+        kd: divergence to the teacher, times T² if asked for; 0 also at tokens without a target.
+        kl: KL to the reference.
+        entropy: of the student, at temperature 1.
+        is_top1: whether the label is the student's most likely token.
+        teacher_mass: what the teacher gives the support, at the temperature.
+        student_mass: what the student gives the same tokens, at the temperature.
+        top1_agreement: whether the student's and the teacher's most likely tokens are the same.
+        mask: whether the token is supervised.
+    """
+
+    loss: Float[Tensor, ""]
+    nll: Float[Tensor, " tokens"]
+    kd: Float[Tensor, " tokens"]
+    kl: Float[Tensor, " tokens"]
+    entropy: Float[Tensor, " tokens"]
+    is_top1: Bool[Tensor, " tokens"]
+    teacher_mass: Float[Tensor, " tokens"]
+    student_mass: Float[Tensor, " tokens"]
+    top1_agreement: Bool[Tensor, " tokens"]
+    mask: Bool[Tensor, " tokens"]
+
+
+def fused_linear_distillation_loss(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    labels: Int[Tensor, " tokens"],
+    *,
+    bias: Float[Tensor, " vocab"] | None = None,
+    teacher: TopKTargets | None = None,
+    reference: LinearReference | TopKTargets | None = None,
+    sft_weight: float | Float[Tensor, " tokens"] = 1.0,
+    kd_weight: float | Float[Tensor, " tokens"] = 0.0,
+    kl_weight: float | Float[Tensor, " tokens"] = 0.0,
+    temperature: float = 1.0,
+    divergence: Divergence = "forward_kl",
+    beta: float = 0.5,
+    support: Support = "tail",
+    top_p: float = 1.0,
+    scale_by_t2: bool = True,
+    kl_direction: KLDirection = "reverse",
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    chunk_size: int | None = None,
+) -> FusedLoss:
+    """`Σ_t sft_weight_t · nll_t + kd_weight_t · T² · kd_t + kl_weight_t · kl_t` from hidden states, without their logits.
+
+    The logits are `softcap(logit_scale * (hidden @ weight.T + bias))`. Only tokens with a label take part. Gradients
+    reach `hidden`, `weight` and `bias` where these require one; a frozen head costs two matmuls instead of three, and
+    under `no_grad` there is one. Sums, softmaxes and the head's gradient are accumulated in float32 whatever the inputs
+    are; under autocast the matmuls run in its dtype.
+
+    The gradients are computed here and only scaled in the backward pass, so the head's weight is not needed there: a
+    weight that was gathered around this call (ZeRO-3) may be released before. A second backward pass through one graph
+    is refused by autograd.
+
+    Args:
+        hidden: `(tokens, hidden)`, last hidden states; row t predicts `labels[t]` (so already shifted).
+        weight: `(vocab, hidden)`, the head; whole, not sharded.
+        labels: `(tokens,)`, -100 where unsupervised.
+        bias: `(vocab,)`.
+        teacher: Top-K targets per token, at `temperature`. Tokens without any id carry no distillation loss.
+        reference: the reference policy: hidden states and head for the KL over the whole vocabulary, or its Top-K
+            log-probabilities (at temperature 1) for the KL with a tail bucket.
+        sft_weight: weight of the negative log-likelihood, one number or one per token. Callers fold in the division by
+            the number of tokens in the global batch; the same for the next two.
+        kd_weight: weight of the distillation loss.
+        kl_weight: weight of the KL to the reference.
+        temperature: T > 0, of the distillation loss only.
+        divergence: see `topk_divergence`; so are `beta`, `support` and `top_p`.
+        beta: interpolation of `"jsd"`.
+        support: `"tail"` or `"renormalized"`.
+        top_p: adaptive K.
+        scale_by_t2: multiply the distillation loss by T², value and gradient, so that its gradient does not fade with T.
+        kl_direction: `"reverse"` is KL(student ‖ reference), `"forward"` KL(reference ‖ student).
+        logit_scale: factor on the projection.
+        logit_softcap: cap c of `c * tanh(logits / c)`, applied after the scale.
+        chunk_size: supervised tokens whose logits exist at a time; chosen by `default_chunk_size` if None.
+
+    Returns:
+        The loss with its graph and the detached parts per token. Without any supervised token the loss is a zero whose
+        graph reaches all parameters.
+
+    Raises:
+        ValueError: for shapes that do not fit, ids outside the vocabulary, a sharded weight, or settings that are out
+            of range or refused together.
+
+    Source: Hinton et al. 2015 (arXiv:1503.02531), section 2, for T²; Wijmans et al. 2024 (arXiv:2411.09009) and
+    Hsu et al. 2024 (arXiv:2410.10989) for the head in chunks with the gradient in the forward pass.
+    """
+    check_divergence(divergence, beta, support, top_p)
+    _check_settings(temperature, kl_direction, logit_softcap, chunk_size)
+    _check_shapes(hidden, weight, labels, bias, teacher, reference)
+    weights = {"sft_weight": sft_weight, "kd_weight": kd_weight, "kl_weight": kl_weight}
+    token_weights = {name: _per_token(name, value, hidden) for name, value in weights.items()}
+
+    mask = labels != IGNORED_LABEL
+    index = mask.nonzero()[:, 0]
+    hidden = _compute_dtype(hidden).index_select(0, index)
+    linear = reference if isinstance(reference, LinearReference) else None
+    targets = TokenTargets(
+        labels=labels[index].long(),
+        teacher=None if teacher is None else _truncated(teacher[index], top_p),
+        reference=reference[index] if isinstance(reference, TopKTargets) else None,
+        reference_hidden=None if linear is None else linear.hidden.detach()[index],
+        **{name: value[index] for name, value in token_weights.items()},
+    )
+    _check_ids(targets, len(weight))
+    needs_head_grad = torch.is_grad_enabled() and weight.requires_grad
+    settings = LossSettings(
+        temperature=temperature,
+        divergence=divergence,
+        beta=beta,
+        support=support,
+        scale_by_t2=scale_by_t2,
+        kl_direction=kl_direction,
+        logit_scale=logit_scale,
+        logit_softcap=logit_softcap,
+        chunk_size=chunk_size or default_chunk_size(hidden, needs_head_grad),
+        needs_grad=torch.is_grad_enabled(),
+    )
+    loss, *values = FusedHead.apply(hidden, weight, bias, targets, settings, linear)
+    values = (value.new_zeros(mask.shape).index_put_((index,), value) for value in values)
+    return FusedLoss(loss=loss, mask=mask, **dict(zip(TokenValues._fields[1:], values, strict=True)))
+
+
+def default_chunk_size(hidden: Float[Tensor, "tokens hidden"], needs_head_grad: bool) -> int:
+    """Supervised tokens per chunk: few enough to be lean, enough to keep the matmuls fast.
+
+    Without a gradient for the head, a small chunk costs nothing. With one, a single chunk needs no float32 sum of the
+    head's gradient; so as long as its logits are not larger than that sum (`4 * hidden / itemsize` tokens), one chunk
+    is both faster and leaner. Beyond, each chunk adds a pass over that sum, which the matmuls of `hidden` tokens hide.
+    """
+    tokens, width = hidden.shape
+    on_cpu = hidden.device.type == "cpu"
+    if not needs_head_grad:
+        chunk = 256 if on_cpu else 2048
+    elif tokens <= 4 * width // hidden.element_size():
+        return max(1, tokens)
+    else:
+        chunk = max(256, width) if on_cpu else max(2048, width)
+    chunks = max(1, -(-tokens // chunk))
+    return max(1, -(-tokens // chunks))
+
+
+def _compute_dtype(hidden: Tensor) -> Tensor:
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+def _truncated(teacher: TopKTargets, top_p: float) -> TopKTargets:
+    """The targets with their log-probabilities in float32 (or 64) and the ids beyond `top_p` marked as missing."""
+    log_probs = teacher.log_probs.to(accumulator(teacher.log_probs.dtype))
+    log_probs = truncate_to_top_p(log_probs.masked_fill(teacher.ids < 0, -torch.inf), top_p)
+    return TopKTargets(teacher.ids.masked_fill(log_probs == -torch.inf, -1), log_probs)
+
+
+def _per_token(name: str, value: float | Tensor, hidden: Tensor) -> Float[Tensor, " tokens"]:
+    if isinstance(value, Tensor) and value.ndim and value.shape != hidden.shape[:1]:
+        raise ValueError(f"`{name}` must be a number or of shape ({len(hidden)},), but has shape {tuple(value.shape)}.")
+    return torch.as_tensor(value, dtype=accumulator(hidden.dtype), device=hidden.device).detach().expand(len(hidden))
+
+
+def _check_settings(temperature: float, kl_direction: str, logit_softcap: float | None, chunk_size: int | None) -> None:
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be above 0, but is {temperature}.")
+    if kl_direction not in get_args(KLDirection):
+        raise ValueError(f"`kl_direction` must be one of {', '.join(get_args(KLDirection))}, but is {kl_direction!r}.")
+    if logit_softcap is not None and not logit_softcap > 0:
+        raise ValueError(f"`logit_softcap` must be above 0, or None for no cap, but is {logit_softcap}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1, or None to have it chosen, but is {chunk_size}.")
+
+
+def _check_shapes(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    teacher: TopKTargets | None,
+    reference: LinearReference | TopKTargets | None,
+) -> None:
+    if hasattr(weight, "full_tensor"):
+        raise ValueError("`weight` is a sharded DTensor; pass `weight.full_tensor()`.")
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            "`hidden` and `weight` must be (tokens, hidden) and (vocab, hidden), but have the shapes "
+            f"{tuple(hidden.shape)} and {tuple(weight.shape)}."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"`bias` must be of shape ({len(weight)},), but has shape {tuple(bias.shape)}.")
+    per_token = {"labels": labels}
+    if teacher is not None:
+        per_token["teacher.ids"] = teacher.ids
+    if isinstance(reference, TopKTargets):
+        per_token["reference.ids"] = reference.ids
+    elif reference is not None:
+        per_token["reference.hidden"] = reference.hidden
+        if len(reference.weight) < len(weight):
+            raise ValueError(
+                f"The reference's head knows {len(reference.weight)} tokens and the student's {len(weight)}: a "
+                "full-vocabulary KL needs at least as many. Pass the reference as `TopKTargets` instead."
+            )
+    for name, tensor in per_token.items():
+        if len(tensor) != len(hidden):
+            raise ValueError(f"`{name}` has {len(tensor)} tokens, but `hidden` has {len(hidden)}.")
+
+
+def _check_ids(targets: TokenTargets, vocab: int) -> None:
+    ids = {"labels": targets.labels, "teacher.ids": None, "reference.ids": None}
+    if targets.teacher is not None:
+        ids["teacher.ids"] = targets.teacher.ids
+    if targets.reference is not None:
+        ids["reference.ids"] = targets.reference.ids
+    for name, tensor in ids.items():
+        if tensor is not None and tensor.numel() and not 0 <= int(tensor.max()) < vocab and int(tensor.max()) != -1:
+            raise ValueError(
+                f"`{name}` holds the id {int(tensor.max())}, but the head knows {vocab} tokens. Were the targets made "
+                "for another vocabulary? Align them to the student's first."
+            )
