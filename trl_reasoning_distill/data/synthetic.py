@@ -22,7 +22,7 @@ SOURCE_NAME = "synthetic_arithmetic"
 SPLITS = ("train", "test")
 MAX_STEPS = 4
 _TEST_SHARE = 8  # one in eight number combinations belongs to the test split
-_MAX_VALUE = 250
+_MAX_VALUE = 200
 
 _NAMES = ("Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Leo", "Zoe", "Max", "Ida")
 _THINGS = ("apples", "books", "coins", "pens", "cards", "shells", "stamps", "eggs")
@@ -92,7 +92,7 @@ def _events(draft: _Draft, name: str, thing: str, value: int, count: int, needs:
             draft.say(draft.choose(_TIMES[factor]).format(n=name))
             value, index = draft.compute(value, "*", factor, *needs)
         else:
-            amount = draft.number(2, 60 if op == "+" else max(2, min(60, value - 1)))
+            amount = draft.number(2, 40 if op == "+" else max(2, min(40, value - 1)))
             draft.say(draft.choose(_GAIN if op == "+" else _LOSE).format(n=name, x=amount, t=thing))
             value, index = draft.compute(value, op, amount, *needs)
         needs = (index,)
@@ -102,7 +102,7 @@ def _events(draft: _Draft, name: str, thing: str, value: int, count: int, needs:
 def _chain(draft: _Draft, steps: int) -> None:
     """One person, `steps` events in a row."""
     name, thing = draft.choose(_NAMES), draft.choose(_THINGS)
-    start = draft.number(5, 90)
+    start = draft.number(5, 60)
     draft.say(f"{name} has {start} {thing}.")
     _events(draft, name, thing, start, steps)
     draft.say(f"How many {thing} does {name} have now?")
@@ -115,7 +115,7 @@ def _total(draft: _Draft, steps: int) -> None:
     split = draft.rng.randint(0, steps - 1)
     totals = []
     for name, count in ((first, split), (second, steps - 1 - split)):
-        start = draft.number(4, 80)
+        start = draft.number(4, 50)
         draft.say(f"{name} has {start} {thing}.")
         totals.append(_events(draft, name, thing, start, count))
     (left, left_needs), (right, right_needs) = totals
@@ -144,7 +144,7 @@ def _compare(draft: _Draft, steps: int) -> None:
     """Each person's share is told relative to the one before; for three steps and more the sum is asked for."""
     names = draft.rng.sample(_NAMES, 3)
     thing = draft.choose(_THINGS)
-    value = draft.number(8, 50)
+    value = draft.number(8, 40)
     draft.say(f"{names[0]} has {value} {thing}.")
     values: list[tuple[int, tuple[int, ...]]] = [(value, ())]
     people = {1: 2, 2: 2 + draft.rng.randint(0, 1), 3: 3, 4: 3}[steps]
@@ -157,7 +157,7 @@ def _compare(draft: _Draft, steps: int) -> None:
             draft.say(f"{who} has {'twice' if factor == 2 else 'three times'} as many {thing} as {other}.")
             value, index = draft.compute(before, "*", factor, *needs)
         else:
-            amount = draft.number(2, 40 if relation == "more" else max(2, min(40, before - 1)))
+            amount = draft.number(2, 30 if relation == "more" else max(2, min(30, before - 1)))
             draft.say(f"{who} has {amount} {relation} {thing} than {other}.")
             value, index = draft.compute(before, "+" if relation == "more" else "-", amount, *needs)
         values.append((value, (index,)))
@@ -192,7 +192,7 @@ def _shop(draft: _Draft, steps: int) -> None:
     if steps in (1, 3):
         draft.say(f"How many dollars does {name} pay?")
         return
-    money = cost + draft.rng.randint(2, 60)
+    money = cost + draft.rng.randint(2, 40)
     draft.numbers.append(money)
     draft.sentences.insert(0, f"{name} has {money} dollars.")
     draft.compute(money, "-", cost, index)
@@ -202,7 +202,7 @@ def _shop(draft: _Draft, steps: int) -> None:
 def _share(draft: _Draft, steps: int) -> None:
     """Equal shares: what there is, after `steps - 1` events, divided by a few friends."""
     name, thing = draft.choose(_NAMES), draft.choose(_THINGS)
-    start = draft.number(6, 90)
+    start = draft.number(6, 60)
     draft.say(f"{name} has {start} {thing}.")
     value, needs = _events(draft, name, thing, start, steps - 1)
     divisors = [d for d in range(2, 7) if value % d == 0 and value // d > 1]
