@@ -1,0 +1,210 @@
+"""Every named source reads its real file; bad rows are counted; samples nest; errors teach."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
+from trl_reasoning_distill.data.sources import (
+    SOURCES,
+    SourceUnavailableError,
+    load_problems,
+    read_source,
+    remove_calculator_marks,
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "count"),
+    [
+        ("gsm8k", "train", 7473),
+        ("gsm8k", "test", 1319),
+        ("gsm_hard", "test", 1319),
+        ("svamp", None, 1000),
+        ("math500", None, 500),
+    ],
+)
+def test_real_files_are_read_whole(source: str, split: str | None, count: int, shared_data: Path) -> None:
+    read = read_source(source, split=split, data_dir=str(shared_data))
+    assert (len(read.problems), read.rejected) == (count, [])
+    assert len({problem.id for problem in read.problems}) == count
+    assert all(problem.source == source and problem.answer for problem in read.problems)
+
+
+def test_gsm8k_loses_its_calculator_marks_and_nothing_else(shared_data: Path) -> None:
+    rows = read_jsonl(shared_data / "gsm8k" / "train.jsonl")
+    problems = load_problems("gsm8k", data_dir=str(shared_data))
+    first = problems[0]
+    assert (
+        first.solution
+        == "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in April and May."
+    )
+    assert (first.answer, first.kind, first.id) == ("72", "2 steps", "gsm8k-train-000000")
+    assert not any(
+        "<<" in (p.solution or "") or ">>" in (p.solution or "") or "," in (p.answer or "") for p in problems
+    )
+    assert all(row["answer"].endswith(p.answer[-3:]) for row, p in zip(rows, problems, strict=True) if p.answer)
+
+
+def test_rows_of_the_other_real_files(shared_data: Path) -> None:
+    directory = str(shared_data)
+    assert load_problems("gsm_hard", data_dir=directory)[0].answer == "-9867630"
+    svamp = load_problems("svamp", data_dir=directory)[0]
+    assert svamp.question == (
+        "Each pack of dvds costs 76 dollars. If there is a discount of 25 dollars on each pack. How much do you have to pay to buy each pack?"
+    )
+    assert (svamp.answer, svamp.kind, svamp.id) == ("51", "Subtraction", "svamp-chal-1")
+    assert load_problems("math500", data_dir=directory)[0].answer == "\\left( 3, \\frac{\\pi}{2} \\right)"
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "answer", "solution"),
+    [
+        ("numinamath_qwq", {"prompt": "q", "response": "r", "ground_truth": "7", "correct": True}, "7", "r"),
+        ("numinamath_qwq", {"prompt": "q", "response": "r", "ground_truth": "7", "correct": False}, "7", None),
+        (
+            "openthoughts",
+            {
+                "system": "s",
+                "conversations": [
+                    {"from": "user", "value": "q"},
+                    {"from": "assistant", "value": "<|begin_of_thought|>\n\nr\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nSo \\boxed{7}.\n\n<|end_of_solution|>"},
+                ],
+            },
+            "7",
+            "r",
+        ),
+        ("openr1_math", {"problem": "q", "solution": "r", "answer": "7", "problem_type": "Algebra", "uuid": "u"}, "7", "r"),
+    ],
+)  # fmt: skip
+def test_rows_of_the_large_sources(
+    source: str, row: dict[str, Any], answer: str, solution: str | None, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / SOURCES[source].splits["train"][1], [row])
+    (problem,) = load_problems(source, data_dir=str(tmp_path))
+    assert (problem.question, problem.answer) == ("q", answer)
+    assert (problem.solution or "").strip() == (solution or "")
+
+
+def test_a_sample_nests_in_a_larger_one_and_keeps_the_order(shared_data: Path) -> None:
+    def ids(limit: int, seed: int = 0) -> list[str]:
+        return [p.id for p in load_problems("gsm8k", split="test", limit=limit, seed=seed, data_dir=str(shared_data))]
+
+    small, large = ids(20), ids(50)
+    assert len(small) == 20
+    assert set(small) < set(large)
+    assert large == sorted(large)
+    assert set(ids(20, seed=1)) != set(small)
+
+
+def test_synthetic_problems_need_no_file() -> None:
+    problems = load_problems("synthetic_arithmetic", split="test", limit=5, seed=3, steps=[2], families=["chain"])
+    assert {problem.kind for problem in problems} == {"chain-2"}
+    with pytest.raises(ValueError, match="endless"):
+        load_problems("synthetic_arithmetic")
+
+
+def test_bad_rows_are_left_out_with_their_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": "1+1?", "answer": 2, "id": "a"}, {"question": " ", "answer": "2"}, {"question": "?"}, {"question": "?", "answer": [2]},
+            {"question": "?", "answer": "x", "id": "a"}, {"question": "no gold?", "answer": None}, {"question": "?", "answer": " "}]  # fmt: skip
+    write_jsonl(path, rows)
+    read = read_source(str(path))
+    assert [(p.id, p.answer) for p in read.problems] == [("a", "2"), ("mine-000005", None)]
+    reasons = {row.where: row.reason for row in read.rejected}
+    assert reasons["mine, row 1"] == "the question is empty"
+    assert "no column 'answer'" in reasons["mine, row 2"]
+    assert "a list" in reasons["mine, row 3"]
+    assert "stands twice" in reasons["mine, row 4"]
+    assert reasons["mine, row 6"] == "the answer is empty"
+    with caplog.at_level(logging.WARNING):
+        load_problems("jsonl", path=str(path))
+    assert "5 rows are no problems" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_files_of_other_columns(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"mine{suffix}"
+    rows = [{"prompt": "1+1?", "target": "so\n#### 1,002", "topic": "sums"}]
+    if suffix == ".jsonl":
+        write_jsonl(path, rows)
+    elif suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif suffix == ".csv":
+        path.write_text('prompt,target,topic\n1+1?,"so\n#### 1,002",sums\n')
+    else:
+        from datasets import Dataset
+
+        Dataset.from_list(rows).to_parquet(str(path))
+    columns = {"question": "prompt", "answer": "target", "kind": "topic"}
+    (problem,) = load_problems(str(path), columns=columns, answer_rule="gsm8k")
+    assert (problem.question, problem.answer, problem.kind, problem.source) == ("1+1?", "1002", "sums", "mine")
+
+
+def test_errors_teach(tmp_path: Path, shared_data: Path) -> None:
+    with pytest.raises(ValueError, match="Did you mean 'gsm8k'"):
+        load_problems("gsm8")
+    with pytest.raises(ValueError, match=r"splits \['train', 'test'\]"):
+        load_problems("gsm8k", split="dev", data_dir=str(shared_data))
+    with pytest.raises(SourceUnavailableError, match="no copy of gsm8k"):
+        load_problems("gsm8k", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"does not take \['steps'\]"):
+        load_problems("gsm8k", steps=[2])
+    with pytest.raises(ValueError, match="at least 1"):
+        load_problems("gsm8k", limit=0)
+    with pytest.raises(ValueError, match="needs `path`"):
+        load_problems("jsonl")
+    with pytest.raises(SourceUnavailableError, match="No file"):
+        load_problems("absent.jsonl")
+    path = tmp_path / "mine.jsonl"
+    write_jsonl(path, [{"prompt": "?"}])
+    with pytest.raises(ValueError, match="no column 'question'"):
+        load_problems(str(path))
+    with pytest.raises(ValueError, match="answer_rule"):
+        load_problems(str(path), answer_rule="gsm")
+    with pytest.raises(ValueError, match="columns names"):
+        load_problems(str(path), columns={"answr": "x"})
+
+
+def test_the_hub_out_of_reach_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("no route\nmore"))
+    )
+    for source in ("gsm8k", "hub:someone/something"):
+        with pytest.raises(SourceUnavailableError, match=r"no route\. Check the name and the network"):
+            load_problems(source)
+
+
+def test_the_hub_is_asked_for_the_right_split_and_streams_are_named_by_their_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from datasets import Dataset
+
+    asked = []
+
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
+        asked.append((name, config, split, streaming))
+        if streaming:
+            return Dataset.from_list(
+                [{"prompt": f"q{i}", "response": "r", "ground_truth": str(i), "correct": True} for i in range(5)]
+            ).to_iterable_dataset()
+        return Dataset.from_list([{"input": "q", "target": 2.5, "code": ""}])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load_problems("gsm_hard")[0].answer == "2.5"
+    streamed = load_problems("numinamath_qwq", limit=3, seed=1)
+    assert asked == [
+        ("reasoning-machines/gsm-hard", None, "train", False),
+        ("PrimeIntellect/NuminaMath-QwQ-CoT-5M", None, "train", True),
+    ]
+    assert len({p.id for p in streamed}) == 3
+    assert all(p.id.startswith("numinamath_qwq-train-") for p in streamed)
+
+
+def test_calculator_marks_go_in_linear_time() -> None:
+    assert remove_calculator_marks("<<" * 300_000) == "<<" * 300_000
