@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -153,11 +153,15 @@ def read_jsonl_prefix(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def hash_path(path: str | os.PathLike[str]) -> str:
+def hash_path(path: str | os.PathLike[str], *, exclude: Collection[str] = ()) -> str:
     """The xxh3-128 hash of a file's bytes, or of a folder's file names and bytes, as 32 hex digits.
 
     Hidden files and `__pycache__` inside a folder do not count. Two folders with the same files have the same hash, wherever
     they lie and whenever they were written.
+
+    Args:
+        path: A file or a folder.
+        exclude: Names directly inside the folder that do not count either.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -169,7 +173,11 @@ def hash_path(path: str | os.PathLike[str]) -> str:
         return digest.hexdigest()
     for file in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
         parts = file.relative_to(path).parts
-        if file.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
+        if (
+            file.is_file()
+            and not any(part.startswith(".") or part == "__pycache__" for part in parts)
+            and parts[0] not in exclude
+        ):
             # The hash of each file, not its bytes, goes in: so a byte cannot move from one file to the next unseen.
             content = xxhash.xxh3_128()
             _update_from_file(content, file)

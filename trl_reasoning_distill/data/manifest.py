@@ -254,8 +254,19 @@ class StageRun:
 
 
 def describe_input(path: str | os.PathLike[str]) -> dict[str, str | None]:
-    """An input's path and the hash of what lies there; the hash is `None` where nothing does (a hub id)."""
-    return {"path": str(path), "hash": hash_path(path) if os.path.exists(path) else None}
+    """An input's path and the hash of what lies there; the hash is `None` where nothing does (a hub id).
+
+    Of a stage's folder the manifest does not count: it tells when the files were made, and the same files made again are the same
+    input.
+    """
+    if not os.path.exists(path):
+        return {"path": str(path), "hash": None}
+    try:
+        read_manifest(path)
+        own = {MANIFEST_NAME}
+    except (FileNotFoundError, ValueError):
+        own = set()
+    return {"path": str(path), "hash": hash_path(path, exclude=own)}
 
 
 def installed_versions() -> dict[str, str]:

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from trl_reasoning_distill.extras import MissingExtraError
+from trl_reasoning_distill.scripts import options
 
 if TYPE_CHECKING:
     from trl import TrlParser
@@ -93,7 +94,7 @@ def parse_stage(parser: TrlParser, args: Sequence[str] | None = None) -> tuple[A
         )
         check_known([word for word in unknown if word.startswith("-")] or unknown, option_names(parser), "command line")
     except (ValueError, FileNotFoundError) as error:
-        _exit_with(error, USAGE_ERROR)
+        exit_with(error, USAGE_ERROR)
     return tuple(values)
 
 
@@ -151,14 +152,14 @@ def apply_config(parser: TrlParser, config: Mapping[str, Any], where: str) -> No
     Raises:
         ValueError: If a key is unknown, or a value does not fit its option.
     """
-    options = dict(config)
-    environment = options.pop("env", None) or {}
+    values = dict(config)
+    environment = values.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise ValueError(f"{where}: `env` must be a mapping of variables to values, found {environment!r}.")
     actions = {action.dest: action for action in parser._actions if action.dest != "help"}
-    check_known(options, actions, where)
+    check_known(values, actions, where)
     parser.set_defaults_with_config(
-        **{key: _convert(parser, actions[key], value, where) for key, value in options.items()}
+        **{key: _convert(parser, actions[key], value, where) for key, value in values.items()}
     )
     os.environ.update({key: str(value) for key, value in environment.items()})
 
@@ -187,21 +188,54 @@ def option_names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def stage_main(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
-    """Turn what a user can cause (a wrong value, a missing file or extra, Ctrl-C) into one line on stderr.
+    """Make a stage's `main` kind: help and mistyped options before anything heavy is loaded, errors of one line.
 
-    The exit code is 1, or 130 after Ctrl-C. Set `TRD_DEBUG=1` to see the traceback.
+    What a user can cause (a wrong value, a missing file or extra, Ctrl-C) becomes one line on stderr. The exit code is 2 for an
+    option, 1 for any other mistake, 130 after Ctrl-C. Set `TRD_DEBUG=1` to see the traceback.
     """
+    script = main.__code__.co_filename
 
     @functools.wraps(main)
     def guarded(args: list[str] | None = None) -> None:
         try:
+            answer_early(
+                script, sys.argv[1:] if args is None else args, f"accelerate launch recipes/{Path(script).name}"
+            )
             main(args)
         except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MissingExtraError) as error:
-            _exit_with(error, 1)
+            exit_with(error, 1)
         except KeyboardInterrupt:
-            _exit_with("Stopped. Run the same command again to go on from here.", 130)
+            exit_with("Stopped. Run the same command again to go on from here.", 130)
 
     return guarded
+
+
+def answer_early(script: str, args: Sequence[str], prog: str) -> None:
+    """Print a stage's help, or refuse its unknown options, from the source of its script alone.
+
+    Returns in silence if there is nothing to say, or if the source cannot be read: the real parser comes after.
+
+    Raises:
+        SystemExit: After the help, with code 0; after an unknown option or an unreadable config, with code 2.
+    """
+    try:
+        stage_options = options.read_options(script)
+    except options.UnreadableOptionsError:
+        return
+    if "-h" in args or "--help" in args:
+        if is_main_process():
+            print(options.format_help(stage_options, prog, options.docstring(script)))
+        raise SystemExit(0)
+    try:
+        config_path, words = split_config(args)
+        if config_path is not None:
+            names = [option.name for option in stage_options]
+            check_known([key for key in read_config(config_path) if key != "env"], names, config_path)
+        flags = [word for word in words if word.startswith("--")]
+        known = options.known_flags(stage_options)
+        check_known([flag for flag in flags if flag.partition("=")[0] not in known], known, "command line")
+    except (ValueError, FileNotFoundError) as error:
+        exit_with(error, USAGE_ERROR)
 
 
 def is_main_process() -> bool:
@@ -213,7 +247,8 @@ def _raise_error(message: str) -> NoReturn:
     raise ValueError(message)
 
 
-def _exit_with(error: BaseException | str, code: int) -> NoReturn:
+def exit_with(error: BaseException | str, code: int) -> NoReturn:
+    """Leave with an exit code and one line on stderr, from the main process only; with `TRD_DEBUG=1` raise the error itself."""
     if os.environ.get("TRD_DEBUG", "0") not in ("", "0") and isinstance(error, BaseException):
         raise error
     if is_main_process():

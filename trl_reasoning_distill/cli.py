@@ -1,0 +1,97 @@
+"""`trl-distill`: the stages of `recipes/*.py` as one command, and `run` for a whole recipe.
+
+    trl-distill run recipes/quickstart
+    trl-distill sft --config recipes/quickstart/sft.yaml --learning_rate 1e-4
+    trl-distill distill --config distill.yaml --accelerate_config zero3 --num_processes 8
+
+A stage takes its own options and those of `accelerate launch` in any order. Nothing heavy is imported to show help or to refuse a
+mistyped option.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from trl_reasoning_distill import launch
+from trl_reasoning_distill.scripts import STAGES, options, stage
+
+_LAUNCHER_HELP = """\
+launcher options:
+  Any option of `accelerate launch`, such as --num_processes 8 or --config_file FILE, and
+  --accelerate_config NAME for one of accelerate_configs/ (cpu, single_gpu, ddp, zero2, zero3, fsdp2)."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `trl-distill`.
+
+    Raises:
+        SystemExit: With the exit code, if it is not 0 or if only help was asked for.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    command, *args = words or ["--help"]
+    try:
+        if command in ("-h", "--help"):
+            print(overview())
+        elif command == "--version":
+            print(metadata.version("trl-reasoning-distill"))
+        elif command == "run":
+            from trl_reasoning_distill import pipeline
+
+            pipeline.main(args)
+        else:
+            stage.check_known([command], [*STAGES, "run"], "trl-distill")
+            run_stage(command, args)
+    except (ValueError, FileNotFoundError) as error:
+        stage.exit_with(error, stage.USAGE_ERROR)
+
+
+def overview() -> str:
+    """The text of `trl-distill --help`."""
+    lines = [f"  {name:<10} {entry.summary}" for name, entry in STAGES.items()]
+    return "\n".join(
+        [
+            "usage: trl-distill COMMAND [--config FILE.yaml] [--option value …]",
+            "",
+            "Teach a small language model to reason like a large one.",
+            "",
+            "a whole recipe:",
+            "  run        run the stages of a recipe in order, skipping what is done: trl-distill run recipes/quickstart",
+            "",
+            "its stages, in order:",
+            *lines,
+            "",
+            "`trl-distill COMMAND --help` shows every option with its default; `trl-distill --version` the version.",
+        ]
+    )
+
+
+def run_stage(name: str, args: Sequence[str]) -> None:
+    """Run one stage, under `accelerate launch` if it trains or generates, or if a launcher option is given.
+
+    Raises:
+        ValueError: If an option is unknown to both the stage and the launcher.
+        SystemExit: With the stage's exit code, if it is not 0.
+    """
+    script = launch.script_path(name)
+    known = options.read_options(script)
+    if "-h" in args or "--help" in args:
+        print(
+            options.format_help(
+                options.read_options(script), f"trl-distill {name}", options.docstring(script), _LAUNCHER_HELP
+            )
+        )
+        return
+    launcher_words, stage_words = launch.split_launch_options(args, options.known_flags(known))
+    stage.answer_early(script, stage_words, f"trl-distill {name}")
+    if not launcher_words and not STAGES[name].accelerated:
+        launch.run_in_process(name, stage_words)
+        return
+    code = launch.run_command(launch.stage_command(name, stage_words, launcher_words))
+    if code:
+        raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

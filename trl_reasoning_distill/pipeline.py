@@ -1,0 +1,280 @@
+"""`trl-distill run RECIPE`: the stages of a recipe in order, each a process of its own, skipping what is done.
+
+A recipe is a folder with a `recipe.yaml` and a YAML of options per stage:
+
+    summary: Teach a tiny student on a laptop.
+    stages:
+      - generate                                        # the script generate with generate.yaml
+      - verify
+      - {name: sft_control, script: sft}                # the script sft with sft_control.yaml
+      - {name: again, script: evaluate, config: e.yaml}
+
+The stages name each other's outputs by plain paths, `runs/RECIPE/STAGE`, so that each YAML also works by itself with
+`accelerate launch recipes/<script>.py --config …`. `--runs_dir` puts another folder in place of that leading `runs`.
+
+A stage is done if its manifest is there, its options are those of its last run here, and its inputs hash to what its manifest
+says. Anything else is left to the stage: it resumes its own unfinished work, and refuses a folder of another configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl_reasoning_distill import launch
+from trl_reasoning_distill.data.files import read_json, write_json
+from trl_reasoning_distill.data.manifest import StageManifest, describe_input, read_manifest
+from trl_reasoning_distill.scripts import STAGES, options, stage
+
+RECIPE_NAME = "recipe.yaml"
+RECORD_NAME = "pipeline.json"
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class RecipeStage:
+    """One stage of a recipe.
+
+    Attributes:
+        name: Its name in this recipe, and of its folder below `runs/RECIPE/`.
+        script: The stage's script.
+        config_path: Its YAML.
+        options: What the YAML says.
+        moved: Those options that `--runs_dir` changes, to be given on the command line.
+    """
+
+    name: str
+    script: str
+    config_path: Path
+    options: dict[str, Any]
+    moved: dict[str, Any]
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the stage writes."""
+        return Path({**self.options, **self.moved}["output_dir"])
+
+    @property
+    def words(self) -> list[str]:
+        """The stage's command line."""
+        words = ["--config", str(self.config_path)]
+        for key, value in self.moved.items():
+            words += [f"--{key}", *(_word(item) for item in (value if isinstance(value, list) else [value]))]
+        return words
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `trl-distill run`.
+
+    Raises:
+        ValueError: If the recipe or an option of one of its stages is wrong; nothing has been started then.
+        SystemExit: With exit code 1 if a stage failed, 130 if it was stopped.
+    """
+    arguments, launcher_words = _parse(args)
+    recipe = Path(arguments.recipe)
+    stages = _choose(read_recipe(recipe, arguments.runs_dir), arguments.only, getattr(arguments, "from"))
+    for item in stages:
+        check_options(item)
+    run_folder = Path(arguments.runs_dir) / recipe.resolve().name
+    if arguments.dry_run:
+        for item in stages:
+            print(_describe(item, run_folder, launcher_words, arguments.overwrite))
+        return
+    _run_all(stages, run_folder, launcher_words, arguments.overwrite)
+    for item in stages:
+        if item.script == "report":
+            print(f"\nreport: {item.output_dir / 'report.html'}")
+
+
+def read_recipe(recipe: Path, runs_dir: str = RUNS) -> list[RecipeStage]:
+    """Read a recipe's stages.
+
+    Args:
+        recipe: Its folder.
+        runs_dir: The folder to put in place of the leading `runs` of paths in the stages' YAMLs.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe, or a stage's YAML is missing.
+        ValueError: If `recipe.yaml` is not as this module's docstring has it, or a stage writes elsewhere than to `runs/RECIPE/NAME`.
+    """
+    path = recipe / RECIPE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No {RECIPE_NAME} in {recipe}. Run this from the folder that holds recipes/, or give a recipe's path."
+        )
+    content = stage.read_config(path)
+    stage.check_known(content, ["summary", "stages"], str(path))
+    entries = content.get("stages")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: `stages` must be a list of stages, found {entries!r}.")
+    stages = [_read_stage(recipe, entry, runs_dir) for entry in entries]
+    names = [item.name for item in stages]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: two stages have the name {name!r}; give one a `name` of its own.")
+    return stages
+
+
+def check_options(item: RecipeStage) -> None:
+    """Refuse unknown options in a stage's YAML, before the first stage of a recipe is started."""
+    known = [option.name for option in options.read_options(launch.script_path(item.script))]
+    stage.check_known([key for key in item.options if key != "env"], known, str(item.config_path))
+
+
+def is_done(
+    item: RecipeStage, run_folder: Path, describe: Callable[[str], Mapping[str, Any]] = describe_input
+) -> StageManifest | None:
+    """The manifest of a stage that need not run again; `None` if it must run."""
+    record = _read_record(run_folder).get(item.name, {})
+    try:
+        manifest = read_manifest(item.output_dir)
+    except FileNotFoundError:
+        return None
+    if record != {"options": _effective(item), "fingerprint": manifest.fingerprint}:
+        return None
+    if any(describe(str(value["path"]))["hash"] != value["hash"] for value in manifest.inputs.values()):
+        return None
+    return manifest
+
+
+def _run_all(stages: Sequence[RecipeStage], run_folder: Path, launcher_words: list[str], overwrite: bool) -> None:
+    for number, item in enumerate(stages, start=1):
+        label = f"[{number}/{len(stages)}] {item.name}"
+        manifest = is_done(item, run_folder)
+        if manifest is not None:
+            print(f"{label}: done before | {manifest.result}", flush=True)
+            continue
+        print(f"{label}: {shlex.join(_shown(item, launcher_words))}", flush=True)
+        start = time.perf_counter()
+        code = launch.run_command(_command(item, launcher_words, overwrite))
+        seconds = _clock(time.perf_counter() - start)
+        if code:
+            _stop(label, code, seconds)
+        manifest = read_manifest(item.output_dir)
+        record = _read_record(run_folder)
+        record[item.name] = {"options": _effective(item), "fingerprint": manifest.fingerprint}
+        write_json(run_folder / RECORD_NAME, record)
+        print(f"{label}: done in {seconds} | {manifest.result}", flush=True)
+
+
+def _stop(label: str, code: int, seconds: str) -> None:
+    again = shlex.join(["trl-distill", *sys.argv[1:]])
+    how = "stopped" if code in (130, -2) else f"failed with exit code {code}; the lines above say why"
+    print(f"{label}: {how}, after {seconds}. What is done stays done; go on with: {again}", file=sys.stderr, flush=True)
+    raise SystemExit(130 if code in (130, -2) else 1)
+
+
+def _parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="trl-distill run",
+        usage="trl-distill run RECIPE [--runs_dir DIR] [--only STAGE …] [--from STAGE] [--overwrite] [--dry_run] [launcher options]",
+        description="Run the stages of a recipe in order, skipping what is done; the first failure stops it.",
+        epilog="Launcher options: any of `accelerate launch`, and --accelerate_config NAME for one of accelerate_configs/. "
+        "Without one, stages run on one GPU if there is one, else on the CPU.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="Folder of a recipe, such as recipes/quickstart.")
+    parser.add_argument(
+        "--runs_dir", default=RUNS, help="Where the recipe's folder of results goes. (default: %(default)s)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="Run only these stages.")
+    parser.add_argument("--from", metavar="STAGE", help="Begin with this stage.")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Clear and redo stages whose options or inputs have changed."
+    )
+    parser.add_argument("--dry_run", action="store_true", help="Check the recipe, say what would run, and stop.")
+    own = [flag for action in parser._actions for flag in action.option_strings]
+    launcher_words, own_words = launch.split_launch_options(sys.argv[2:] if args is None else args, own)
+    return parser.parse_args(own_words), launcher_words
+
+
+def _choose(stages: list[RecipeStage], only: list[str] | None, first: str | None) -> list[RecipeStage]:
+    names = [item.name for item in stages]
+    stage.check_known([*(only or []), *([first] if first else [])], names, "--only/--from")
+    if first:
+        stages = stages[names.index(first) :]
+    return [item for item in stages if only is None or item.name in only]
+
+
+def _read_stage(recipe: Path, entry: Any, runs_dir: str) -> RecipeStage:
+    values: Any = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+        raise ValueError(f"{recipe / RECIPE_NAME}: a stage is a name or a mapping with `name`, found {entry!r}.")
+    stage.check_known(values, ["name", "script", "config"], f"{recipe / RECIPE_NAME}, stage {values['name']}")
+    name: str = values["name"]
+    script = str(values.get("script", name))
+    stage.check_known([script], list(STAGES), f"{recipe / RECIPE_NAME}, script of stage {name}")
+    path = recipe / values.get("config", f"{name}.yaml")
+    content = stage.read_config(path)
+    expected = f"{RUNS}/{recipe.resolve().name}/{name}"
+    if content.get("output_dir") != expected:
+        raise ValueError(
+            f"{path}: output_dir must be {expected!r}, found {content.get('output_dir')!r}: other stages look for it there."
+        )
+    moved = {} if Path(runs_dir) == Path(RUNS) else {key: _move(value, runs_dir) for key, value in content.items()}
+    return RecipeStage(
+        name, script, path, content, {key: value for key, value in moved.items() if value != content[key]}
+    )
+
+
+def _move(value: Any, runs_dir: str) -> Any:
+    """Put `runs_dir` in place of the leading `runs/` of a path, also in `name=path` and inside lists and mappings."""
+    if isinstance(value, list):
+        return [_move(item, runs_dir) for item in value]
+    if isinstance(value, dict):
+        return {key: _move(item, runs_dir) for key, item in value.items()}
+    if isinstance(value, str):
+        name, equals, path = value.rpartition("=")
+        if path.startswith(f"{RUNS}/"):
+            return f"{name}{equals}{Path(runs_dir, path.removeprefix(f'{RUNS}/')).as_posix()}"
+    return value
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _effective(item: RecipeStage) -> dict[str, Any]:
+    """A stage's options as JSON gives them back, so that they compare equal to a record on disk."""
+    return json.loads(json.dumps({**item.options, **item.moved}))
+
+
+def _read_record(run_folder: Path) -> dict[str, Any]:
+    path = run_folder / RECORD_NAME
+    return read_json(path) if path.is_file() else {}
+
+
+def _command(item: RecipeStage, launcher_words: list[str], overwrite: bool) -> list[str]:
+    words = [*item.words, *(["--overwrite"] if overwrite else [])]
+    return launch.stage_command(item.script, words, launcher_words if STAGES[item.script].accelerated else None)
+
+
+def _shown(item: RecipeStage, launcher_words: list[str]) -> list[str]:
+    """The command that does the same by hand."""
+    if not STAGES[item.script].accelerated:
+        return ["trl-distill", item.script, *item.words]
+    launcher = [
+        os.path.relpath(word) if os.path.isabs(word) and os.path.exists(word) else word
+        for word in launch.complete_launch_options(launcher_words)
+    ]
+    return ["accelerate", "launch", *launcher, f"recipes/{item.script}.py", *item.words]
+
+
+def _describe(item: RecipeStage, run_folder: Path, launcher_words: list[str], overwrite: bool) -> str:
+    if is_done(item, run_folder) is not None:
+        return f"{item.name}: done before"
+    words = [*_shown(item, launcher_words), *(["--overwrite"] if overwrite else [])]
+    return f"{item.name}: {shlex.join(words)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{seconds:.1f} s"

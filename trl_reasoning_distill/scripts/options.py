@@ -1,0 +1,248 @@
+"""The options of a stage, read from source text and not by importing it.
+
+Importing a training's configuration imports torch and transformers: seconds, for a `--help` or to hear of a mistyped key. What
+these need, the names, types, defaults and help of dataclass fields, stands in the source; so it is read there, through
+imports and base classes down to `transformers.TrainingArguments`, in about a tenth of a second. The real parser still has the
+last word: this one only speaks first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import importlib.util
+import inspect
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_ORIGINS = {
+    "trl_reasoning_distill": "options of this stage",
+    "trl": "options of TRL",
+    "transformers": "options of transformers' TrainingArguments",
+}
+
+
+class UnreadableOptionsError(LookupError):
+    """The options cannot be told from the source alone; import the stage and ask its parser."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A dataclass field as an option of the command line.
+
+    Attributes:
+        name: The field's name.
+        type: Its annotation, as it stands in the source.
+        default: Its default, as it stands in the source; `None` if it is required.
+        help: Its help text.
+        package: Top-level package of the class that declares it.
+    """
+
+    name: str
+    type: str
+    default: str | None
+    help: str
+    package: str
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All spellings that the stage's parser takes."""
+        flags = [f"--{self.name}", f"--{self.name.replace('_', '-')}"]
+        if self.default == "True" and self.type in ("bool", "bool | None"):
+            flags += [f"--no_{self.name}", f"--no-{self.name.replace('_', '-')}"]
+        return tuple(dict.fromkeys(flags))
+
+
+@functools.cache
+def read_options(script: str) -> tuple[Option, ...]:
+    """The options of a stage script, in the order of its dataclasses.
+
+    Args:
+        script: Path of a module whose `make_parser` calls `TrlParser` (or a class whose name ends so) on dataclasses.
+
+    Raises:
+        UnreadableOptionsError: If the source is written in a way that this reader does not follow.
+    """
+    path = Path(script)
+    options: dict[str, Option] = {}
+    for name in _parser_dataclasses(_parse(path), script):
+        options.update(_fields(*_find_class(name, path)))
+    return tuple(options.values())
+
+
+def known_flags(options: Iterable[Option]) -> list[str]:
+    """All spellings of the options, and those that every stage has."""
+    return [*(flag for option in options for flag in option.flags), "--config", "--help"]
+
+
+@functools.lru_cache(maxsize=1)
+def launcher_flags() -> tuple[str, ...]:
+    """The long options of `accelerate launch`, read from its source as well, and our `--accelerate_config`."""
+    path = _module_path("accelerate.commands.launch")
+    calls = (
+        node for node in ast.walk(_parse(path)) if isinstance(node, ast.Call) and _name(node.func) == "add_argument"
+    )
+    words = (word.value for call in calls for word in call.args if isinstance(word, ast.Constant))
+    return ("--accelerate_config", *(word for word in words if isinstance(word, str) and word.startswith("--")))
+
+
+def format_help(options: Sequence[Option], prog: str, description: str, epilog: str = "") -> str:
+    """The text of `--help`: every option with type, meaning and default; ours first, then those of TRL and transformers."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [--config FILE.yaml] [--option value …]",
+        description=description,
+        epilog=epilog,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=32, width=min(shutil.get_terminal_size().columns, 120)
+        ),
+        add_help=False,
+    )
+    common = parser.add_argument_group("for every stage")
+    common.add_argument(
+        "--config", metavar="FILE.yaml", help="The options below as flat YAML; the command line goes first."
+    )
+    common.add_argument("-h", "--help", action="store_true", help="Show this and stop.")
+    for package in dict.fromkeys([*_ORIGINS, *(option.package for option in options)]):
+        group = parser.add_argument_group(_ORIGINS.get(package, f"options of {package}"))
+        for option in options:
+            if option.package == package:
+                default = "required" if option.default is None else f"default: {option.default}"
+                text = f"{option.help.replace('%%', '%')} ({default})".strip().replace("%", "%%")
+                group.add_argument(f"--{option.name}", metavar=option.type.replace("'", ""), help=text)
+    return parser.format_help()
+
+
+def docstring(script: str) -> str:
+    """The docstring of a module's file."""
+    return inspect.cleandoc(ast.get_docstring(_parse(Path(script))) or "")
+
+
+def _parser_dataclasses(tree: ast.Module, script: str) -> list[str]:
+    """Names of the dataclasses that `make_parser` hands to its `TrlParser`."""
+    assigned = {_name(node.targets[0]): node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)}
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "make_parser"]
+    for call in (node for function in functions for node in ast.walk(function)):
+        if isinstance(call, ast.Call) and (_name(call.func) or "").endswith("Parser") and call.args:
+            types = assigned.get(_name(call.args[0]), call.args[0])
+            names = [_name(item) for item in (types.elts if isinstance(types, ast.Tuple | ast.List) else [types])]
+            if all(names):
+                return [name for name in names if name]
+    raise UnreadableOptionsError(f"{script} has no make_parser that calls TrlParser on named dataclasses.")
+
+
+def _find_class(name: str, path: Path) -> tuple[ast.ClassDef, Path]:
+    """The definition of `name` as the module at `path` sees it: its own, or one that it imports, even if only lazily."""
+    tree = _parse(path)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, path
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _find_class(alias.name, _imported_path(node, path))
+    raise UnreadableOptionsError(f"{path} neither defines nor imports a class {name!r}.")
+
+
+def _fields(definition: ast.ClassDef, path: Path) -> dict[str, Option]:
+    """The fields of a dataclass, its bases' first; a field that is declared again keeps its place, as dataclasses have it."""
+    options: dict[str, Option] = {}
+    for base in reversed(definition.bases):
+        name = _name(base)
+        if name not in (None, "object", "Generic", "Protocol"):
+            options.update(_fields(*_find_class(str(name), path)))
+    package = _package(path)
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            option = _option(node, node.target.id, package)
+            if option is not None:
+                options[option.name] = option
+    return options
+
+
+def _option(node: ast.AnnAssign, name: str, package: str) -> Option | None:
+    annotation = ast.unparse(node.annotation).strip("'\"")
+    if annotation.startswith(("ClassVar", "typing.ClassVar")):
+        return None
+    keywords: dict[str | None, ast.expr] = {}
+    default = node.value
+    if isinstance(node.value, ast.Call) and _name(node.value.func) == "field":
+        keywords = {keyword.arg: keyword.value for keyword in node.value.keywords}
+        default = keywords.get("default") or keywords.get("default_factory")
+    if isinstance(keywords.get("init"), ast.Constant) and not ast.literal_eval(keywords["init"]):
+        return None
+    return Option(name, annotation, _default_text(default), _help_text(keywords.get("metadata")), package)
+
+
+def _default_text(default: ast.expr | None) -> str | None:
+    if default is None:
+        return None
+    if isinstance(default, ast.Lambda):
+        return ast.unparse(default.body)
+    text = ast.unparse(default)
+    return {"list": "[]", "dict": "{}"}.get(text, text)
+
+
+def _help_text(metadata: ast.expr | None) -> str:
+    if isinstance(metadata, ast.Dict):
+        for key, value in zip(metadata.keys, metadata.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == "help":
+                return " ".join(_text(value).split())
+    return ""
+
+
+def _text(value: ast.expr) -> str:
+    """A string as far as the source alone tells it: the computed parts of an f-string stay as they are written."""
+    if isinstance(value, ast.Constant):
+        return str(value.value)
+    if isinstance(value, ast.JoinedStr):
+        return "".join(_text(part) for part in value.values)
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+        return _text(value.left) + _text(value.right)
+    if isinstance(value, ast.FormattedValue):
+        return f"{{{ast.unparse(value.value)}}}"
+    return ast.unparse(value)
+
+
+def _name(node: ast.AST | None) -> str | None:
+    """`A` of the expressions `A` and `module.A`."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+@functools.cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _imported_path(node: ast.ImportFrom, path: Path) -> Path:
+    """The file of the module that an import statement in the file `path` names."""
+    if not node.level:
+        return _module_path(node.module or "")
+    folder = path.parents[node.level - 1]
+    return _module_file(folder.joinpath(*(node.module or "").split(".")) if node.module else folder)
+
+
+def _module_path(module: str) -> Path:
+    """The file of a module, found without importing its parents (as `find_spec` would)."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        raise UnreadableOptionsError(f"No package {top!r}.")
+    return _module_file(Path(next(iter(spec.submodule_search_locations))).joinpath(*rest))
+
+
+def _module_file(stem: Path) -> Path:
+    for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    raise UnreadableOptionsError(f"No module at {stem}.")
+
+
+def _package(path: Path) -> str:
+    """Name of the top-level package that a file lies in; the file's own name if it lies in none."""
+    folders = [parent for parent in path.parents if (parent / "__init__.py").is_file()]
+    return folders[-1].name if folders else path.stem
