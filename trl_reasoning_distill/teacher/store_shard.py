@@ -54,7 +54,7 @@ def write_shard(path: Path, records: TopKLogProbs, *, block_size: int, encoding:
     blocks = []
     for start in range(0, len(records), block_size):
         rows = slice(start, start + block_size)
-        blocks.append(encode_block(ranks[rows], records.take(rows), table_size=len(table), encoding=encoding))
+        blocks.append(encode_block(ranks[rows], records.take(rows), encoding))
     packed_table = zstandard.ZstdCompressor(level=3).compress(table.view(np.uint8).reshape(-1, 4).T.tobytes())
     header = json.dumps(
         {
