@@ -1,0 +1,217 @@
+"""What the trainers can be told: `SFTConfig`'s fields plus ours, each checked where it is set.
+
+YAML passes values around argparse's choices and types (`top_k: 2.7` arrives as a float), so both classes check themselves and
+name the field, the value, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trl import SFTConfig
+
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Support = Literal["tail", "renormalized"]
+
+
+@dataclass
+class ReasoningSFTConfig(SFTConfig):
+    """Configuration of `ReasoningSFTTrainer`: every field of TRL's `SFTConfig`, and those below.
+
+    Args:
+        reasoning_format: Name of a `ReasoningFormat` preset. It says where the reasoning ends in a completion: for the share of
+            examples with reasoning that is logged before the first step, and for `think_weight` and `answer_weight`.
+        overlong: What happens to a row longer than `max_length`. `"drop"` leaves it out and counts it; `"truncate"` cuts its end, as
+            TRL does, which teaches the model to stop reasoning in the middle.
+        think_weight: Weight of the negative log-likelihood of each token up to and including the end of the reasoning.
+        answer_weight: The same for the tokens after it.
+        use_kl_regularization: Add `kl_coef` times the KL divergence to the model as it was before training. Off by default, so that
+            this trainer is TRL's until asked; the recipes that publish it switch it on with `kl_coef=0.1`.
+        kl_coef: Coefficient of that term.
+        kl_direction: `"reverse"` is KL(student ‖ reference), `"forward"` is KL(reference ‖ student).
+
+    Raises:
+        ValueError: If a field holds a value that it cannot, or `label_smoothing_factor` is set.
+    """
+
+    reasoning_format: str = field(
+        default="think",
+        metadata={
+            "help": "Preset of ReasoningFormat that the completions are written in: think, gsm8k, boxed, final_answer or plain."
+        },
+    )
+    overlong: str = field(
+        default="drop",
+        metadata={
+            "help": "Rows longer than max_length: 'drop' them (counted and logged) or 'truncate' them.",
+            "choices": ["drop", "truncate"],
+        },
+    )
+    think_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on each token of the reasoning."})
+    answer_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss on each token after the reasoning."}
+    )
+    use_kl_regularization: bool = field(
+        default=False, metadata={"help": "Add kl_coef times the KL divergence to the model as it was before training."}
+    )
+    kl_coef: float = field(default=0.1, metadata={"help": "Coefficient of the KL divergence to the reference."})
+    kl_direction: str = field(
+        default="reverse",
+        metadata={
+            "help": "'reverse': KL(student || reference); 'forward': KL(reference || student).",
+            "choices": ["reverse", "forward"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ReasoningFormat.preset(self.reasoning_format)  # raises with the list of presets
+        _check_choice("overlong", self.overlong, ("drop", "truncate"))
+        _check_choice("kl_direction", self.kl_direction, ("reverse", "forward"))
+        for name in ("think_weight", "answer_weight", "kl_coef"):
+            _check_number(name, getattr(self, name), minimum=0.0)
+        _check_bool("use_kl_regularization", self.use_kl_regularization)
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor={self.label_smoothing_factor}`: must be 0. Smoothing mixes the labels with a uniform distribution "
+                "over the whole vocabulary, which the fused head never builds; Top-K targets from a teacher are the better soft labels."
+            )
+
+    @property
+    def has_segment_weights(self) -> bool:
+        """Whether tokens of the reasoning and of the answer are weighted at all."""
+        return (self.think_weight, self.answer_weight) != (1.0, 1.0)
+
+
+@dataclass
+class TopKDistillConfig(ReasoningSFTConfig):
+    """Configuration of `TopKDistillTrainer`: every field of `ReasoningSFTConfig`, and those below.
+
+    The defaults of `top_k`, `kd_temperature` and `kd_weight` are the GSM8K recipe's published ones; its support is `"renormalized"`.
+
+    Args:
+        teacher_logits: Path of the Top-K store that `capture` (and, for another vocabulary, `align`) wrote. Required.
+        top_k: How many of the store's ids per position are used, most likely first.
+        kd_temperature: Temperature T of both distributions in the divergence; the store must hold its log-sum-exp.
+        kd_weight: α, the weight of the distillation loss once the warm-up is over.
+        kd_warmup_ratio: Share of all optimizer steps over which α rises linearly from 0.
+        kd_warmup_steps: The same in steps; takes precedence where set.
+        kd_divergence: `"forward_kl"` KL(teacher ‖ student), `"reverse_kl"` or `"jsd"`, the generalised Jensen–Shannon divergence.
+        kd_beta: β of `"jsd"`, strictly between 0 and 1.
+        kd_support: `"tail"` compares K + 1 buckets, `"renormalized"` the K ids alone, scaled to mass 1 on both sides.
+        kd_top_p: Use only the fewest ids whose teacher mass reaches this; 1 uses all `top_k`.
+        kd_scale_by_t2: Multiply the divergence by T², so that its gradient keeps its size as T changes.
+        kd_weight_column: Column of the dataset with one weight per example for the distillation loss.
+
+    Raises:
+        ValueError: If a field holds a value that it cannot, or a combination that has no meaning.
+    """
+
+    teacher_logits: str | None = field(
+        default=None, metadata={"help": "Path of the Top-K store with the teacher's log-probabilities."}
+    )
+    top_k: int = field(
+        default=10, metadata={"help": "Number of the teacher's ids used per position, most likely first."}
+    )
+    kd_temperature: float = field(
+        default=2.0, metadata={"help": "Temperature of both distributions in the divergence."}
+    )
+    kd_weight: float = field(default=0.35, metadata={"help": "Weight of the distillation loss after the warm-up."})
+    kd_warmup_ratio: float = field(
+        default=0.1, metadata={"help": "Share of all steps over which the weight rises linearly from 0."}
+    )
+    kd_warmup_steps: int | None = field(
+        default=None, metadata={"help": "Steps of that warm-up; takes precedence over the ratio."}
+    )
+    kd_divergence: str = field(
+        default="forward_kl",
+        metadata={"help": "Divergence between teacher and student.", "choices": ["forward_kl", "reverse_kl", "jsd"]},
+    )
+    kd_beta: float = field(
+        default=0.5, metadata={"help": "Interpolation of the generalised Jensen-Shannon divergence, in (0, 1)."}
+    )
+    kd_support: str = field(
+        default="tail",
+        metadata={
+            "help": "'tail': the K ids and one bucket for the rest; 'renormalized': the K ids alone.",
+            "choices": ["tail", "renormalized"],
+        },
+    )
+    kd_top_p: float = field(default=1.0, metadata={"help": "Use the fewest ids whose teacher mass reaches this."})
+    kd_scale_by_t2: bool = field(default=True, metadata={"help": "Multiply the divergence by the squared temperature."})
+    kd_weight_column: str | None = field(
+        default=None, metadata={"help": "Dataset column with one distillation weight per example."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.teacher_logits, (str, Path)):
+            raise ValueError(
+                f"`teacher_logits={self.teacher_logits!r}`: must be the path of a Top-K store. Run `trl-distill capture` with the teacher first."
+            )
+        self.teacher_logits = str(self.teacher_logits)
+        _check_number("top_k", self.top_k, minimum=1, kind=int)
+        _check_number("kd_temperature", self.kd_temperature, above=0.0)
+        _check_number("kd_weight", self.kd_weight, minimum=0.0)
+        _check_number("kd_warmup_ratio", self.kd_warmup_ratio, minimum=0.0, maximum=1.0)
+        if self.kd_warmup_steps is not None:
+            _check_number("kd_warmup_steps", self.kd_warmup_steps, minimum=0, kind=int)
+        _check_choice("kd_divergence", self.kd_divergence, ("forward_kl", "reverse_kl", "jsd"))
+        _check_choice("kd_support", self.kd_support, ("tail", "renormalized"))
+        _check_number("kd_beta", self.kd_beta, above=0.0, below=1.0)
+        _check_number("kd_top_p", self.kd_top_p, above=0.0, maximum=1.0)
+        _check_bool("kd_scale_by_t2", self.kd_scale_by_t2)
+        if self.kd_support == "renormalized" and self.kd_divergence != "forward_kl":
+            raise ValueError(
+                f"`kd_support='renormalized'` with `kd_divergence={self.kd_divergence!r}`: without the tail bucket this divergence does not see the "
+                "mass that the student puts outside the teacher's Top-K and drives it there. Use `kd_support: tail`."
+            )
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(
+                f"`packing_strategy={self.packing_strategy!r}`: must be 'bfd' for distillation. The other strategies cut rows in two, and the "
+                "teacher's targets hold only in the context they were captured in."
+            )
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}={value!r}`: must be one of {', '.join(repr(choice) for choice in allowed)}.")
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}={value!r}`: must be true or false, found {type(value).__name__}.")
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    kind: type = float,
+) -> None:
+    """Refuse a value of the wrong type or outside `[minimum, maximum]` and `(above, below)`."""
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in (("≥", minimum), (">", above), ("≤", maximum), ("<", below))
+        if bound is not None
+    ]
+    wanted = f"{'a whole number' if kind is int else 'a number'} {' and '.join(bounds)}".strip()
+    is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not is_number:
+        raise ValueError(f"`{name}={value!r}`: must be {wanted}, found {type(value).__name__}.")
+    fits = (
+        (minimum is None or value >= minimum)
+        and (maximum is None or value <= maximum)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    if not fits:
+        raise ValueError(f"`{name}={value!r}`: must be {wanted}.")

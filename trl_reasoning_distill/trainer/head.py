@@ -1,0 +1,87 @@
+"""A forward that ends in a loss instead of logits.
+
+`add_head_loss(model)` lets the model be called as `model(**inputs, head_loss=f)`: the backbone runs, the LM head's weight is
+gathered, and `f(hidden, head)` computes the loss from them. It all happens inside the forward of the *wrapped* model, so the hooks of
+DDP, FSDP2 and ZeRO fire; and `f` is opaque to them, so none of them casts or scatters the float32 targets it has closed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from trl_reasoning_distill.losses.fused import FusedLoss
+from trl_reasoning_distill.trainer.reference import Reference
+from trl_reasoning_distill.trainer.trl_bridge import LanguageHead, gathered_head, load_balancing_loss
+
+
+class HeadLoss(Protocol):
+    """Computes the loss of a batch from the last hidden states `(batch, length, h)` and the head, the student's and the reference's."""
+
+    def __call__(
+        self, hidden: Tensor, head: LanguageHead, reference_hidden: Tensor | None, reference_head: LanguageHead | None
+    ) -> FusedLoss: ...
+
+
+@dataclass
+class HeadLossOutput(ModelOutput):
+    """What a model with a head loss returns.
+
+    Args:
+        loss: Scalar with the graph.
+        per_token: The `FusedLoss`, whose per-token fields are detached.
+        aux_loss: Load-balancing loss of a mixture of experts, unweighted; `None` unless router logits were asked for.
+    """
+
+    loss: Tensor
+    per_token: FusedLoss | None = None  # always set; ModelOutput allows one required field
+    aux_loss: Tensor | None = None
+
+
+def add_head_loss(model: PreTrainedModel) -> None:
+    """Let `model` be called with `head_loss=`; without it, its forward is what it was.
+
+    Args:
+        model: A causal language model, before DDP, FSDP2 or DeepSpeed wrap it; under PEFT, the base model.
+    """
+    forward = model.forward
+
+    # `generate` validates its arguments against the signature, so the signature stays
+    @functools.wraps(type(model).forward)
+    def forward_with_loss(
+        self: PreTrainedModel,
+        *args: Any,
+        head_loss: HeadLoss | None = None,
+        reference: Reference | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if head_loss is None:
+            return forward(*args, **kwargs)
+        kwargs["use_cache"] = False
+        if getattr(self.config.get_text_config(), "output_router_logits", False):
+            kwargs.setdefault("output_router_logits", True)
+        # The reference first: it leaves one hidden state per token, the student a graph full of activations
+        reference_hidden = None if reference is None else reference.hidden(self, *args, **kwargs)
+        # Looked up on each call, since FSDP and PEFT replace modules after this
+        outputs = self.base_model(*args, **kwargs)
+        with contextlib.ExitStack() as stack:
+            head = stack.enter_context(gathered_head(self))
+            reference_head = None
+            if reference is not None:
+                reference_head = stack.enter_context(gathered_head(self, reference.output_layer(self)))
+            # With the model split across devices, the backbone can end on another device than the head
+            hidden = outputs.last_hidden_state.to(head.weight.device)
+            per_token = head_loss(hidden, head, reference_hidden, reference_head)
+        aux_loss = None
+        if kwargs.get("output_router_logits"):
+            aux_loss = load_balancing_loss(self, outputs.router_logits, kwargs.get("attention_mask"))
+        return HeadLossOutput(loss=per_token.loss, per_token=per_token, aux_loss=aux_loss)
+
+    model.forward = types.MethodType(forward_with_loss, model)

@@ -1,0 +1,344 @@
+"""`ReasoningSFTTrainer`: TRL's SFTTrainer for chains of thought, and the ground that distillation stands on.
+
+What it adds: rows that are too long are dropped, not cut; a chat template that deletes or doubles the reasoning is refused before
+the first step; tokens of the reasoning and of the answer can be weighted; a KL term holds the model near what it was; and the loss is
+one pass over the LM head, in which a subclass can put more (see `loss_arguments`). Everything else is TRL's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
+from trl_reasoning_distill.trainer.callbacks import TokenCount
+from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+from trl_reasoning_distill.trainer.head import add_head_loss
+from trl_reasoning_distill.trainer.preparation import (
+    LOSS_WEIGHT,
+    TOKEN_COLUMNS,
+    PreparationReport,
+    RowTokenizer,
+    pack_rows,
+    select_rows,
+)
+from trl_reasoning_distill.trainer.reference import Reference, make_reference
+from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, LanguageHead, main_process_first
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossBatch:
+    """One micro-batch as the loss sees it: flat over its `tokens`, each at the position that predicts it.
+
+    Attributes:
+        labels: `(tokens,)`, −100 where there is nothing to learn.
+        columns: Per-token columns by name, `(tokens, …)`.
+        scale: What each token's loss is multiplied by so that, summed over micro-batches and averaged over ranks as DDP does, the
+            global batch's loss is divided once by its supervised tokens.
+        step: Optimizer steps done so far.
+        is_training: False in evaluation.
+    """
+
+    labels: Tensor
+    columns: Mapping[str, Tensor]
+    scale: Tensor
+    step: int
+    is_training: bool
+
+
+class ReasoningSFTTrainer(BridgedSFTTrainer):
+    """Supervised fine-tuning on chains of thought. Takes all arguments of TRL's `SFTTrainer`.
+
+    Logged beside TRL's metrics: `sft_loss`, the mean negative log-likelihood of a supervised token without any weight, and
+    `kl_loss`, the mean KL divergence to the reference, where there is one.
+
+    Attributes:
+        reports: What became of each dataset, by its name: `"train"`, `"eval"`.
+        reference: Where the KL term's reference comes from; `None` without the term.
+
+    Raises:
+        ValueError: If an argument cannot be honoured, if no row can be trained on, or if the chat template damages the reasoning.
+
+    Example:
+        >>> trainer = ReasoningSFTTrainer("Qwen/Qwen2.5-0.5B", ReasoningSFTConfig("runs/sft", use_kl_regularization=True), train_dataset=rows)
+        >>> trainer.train()
+    """
+
+    _tag_names = ["trl", "sft", "reasoning"]  # noqa: RUF012  # TRL's way
+    _name = "Reasoning SFT"
+    config_class: type[ReasoningSFTConfig] = ReasoningSFTConfig
+    args: ReasoningSFTConfig
+
+    def __init__(self, model: Any, args: ReasoningSFTConfig | None = None, **kwargs: Any) -> None:
+        args = self.config_class(output_dir="trainer_output") if args is None else args
+        if not isinstance(args, self.config_class):
+            raise ValueError(
+                f"{type(self).__name__} needs a {self.config_class.__name__} as `args`, found {type(args).__name__}."
+            )
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                "`compute_loss_func` needs the logits of the whole vocabulary, which the fused head never builds. Subclass the trainer and "
+                "override `loss_arguments` or `compute_loss`."
+            )
+        self.reports: dict[str, PreparationReport] = {}
+        self.reference: Reference | None = None
+        self.format = ReasoningFormat.preset(args.reasoning_format)
+        self.loss_columns = tuple(self.row_columns(args))
+        super().__init__(model, args, **kwargs)
+        self._refuse_what_columns_cannot_follow()
+        self.token_count = TokenCount()
+        self.add_callback(self.token_count)
+        self.data_collator = self.make_collator(self.data_collator)
+        if args.use_kl_regularization:
+            self.reference = make_reference(self.model, self.accelerator)
+        add_head_loss(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+
+    def _refuse_what_columns_cannot_follow(self) -> None:
+        if self.has_images and self.loss_columns:
+            raise ValueError(
+                f"The dataset holds images, so its rows are tokenized in the collator, where {', '.join(self.loss_columns)} cannot follow the "
+                "tokens. Use text only, or leave out what needs these columns (think_weight, answer_weight, distillation)."
+            )
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                "Context and sequence parallelism cut a row over several ranks; the per-token columns of this trainer's loss are not cut with "
+                "it. Set cp_size and sp_size to 1, and use packing, gradient checkpointing, ZeRO-3 or FSDP2 for long rows."
+            )
+
+    # Data
+
+    def row_columns(self, args: ReasoningSFTConfig) -> dict[str, float]:
+        """Per-token columns of a prepared row beside TRL's, and what each holds where there is no supervised token."""
+        return {LOSS_WEIGHT: 0.0} if args.has_segment_weights else {}
+
+    def make_collator(self, base: Any) -> Any:
+        """The collator for these rows, around TRL's."""
+        columns = self.row_columns(self.args)
+        return TokenColumnsCollator(base, columns) if columns else base
+
+    def add_row_columns(self, rows: Dataset, name: str, **map_kwargs: Any) -> Dataset:
+        """Add the columns of `row_columns` that tokenizing alone does not give. Rows are whole here: nothing was cut or packed.
+
+        Args:
+            rows: With `input_ids`, `labels` and `row_hash`, and the dataset's own columns.
+            name: The dataset's name, `"train"` or `"eval"` or what the user calls it.
+            map_kwargs: For `Dataset.map`.
+        """
+        return rows
+
+    def prepare_dataset(
+        self, dataset: Dataset | IterableDataset, *, packing: bool, formatting_func: Any, name: str
+    ) -> Dataset:
+        """See `BridgedSFTTrainer.prepare_dataset`; leaves what became of the rows in `reports[name]`."""
+        args = self.args
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"The {name} dataset is an IterableDataset. {type(self).__name__} counts, checks and matches all rows before the first step; "
+                "load it with streaming=False."
+            )
+        tokenize = RowTokenizer(
+            self.tokenizer,
+            self.format,
+            completion_only=bool(self.completion_only_loss),
+            assistant_only=args.assistant_only_loss,
+            chat_template=self.chat_template,
+            text_field=args.dataset_text_field,
+            formatting_func=formatting_func,
+            segment_weights=(args.think_weight, args.answer_weight) if args.has_segment_weights else None,
+        )
+        map_kwargs = {"num_proc": args.dataset_num_proc}
+        # The strategies that cut rows themselves are asked for by name; they are not for whole chains of thought
+        cuts_rows = packing and args.packing_strategy != "bfd"
+        columns = [*TOKEN_COLUMNS, *self.row_columns(args)]
+        with main_process_first():
+            rows = dataset.map(tokenize, desc=f"Tokenizing the {name} dataset", **map_kwargs)
+            self._refuse_damage(rows, name)
+            rows = self.add_row_columns(rows, name, **map_kwargs)
+            rows, self.reports[name] = select_rows(
+                rows,
+                max_length=None if cuts_rows else args.max_length,
+                overlong=args.overlong,
+                columns=columns,
+                **map_kwargs,
+            )
+            if args.shuffle_dataset:
+                rows = rows.shuffle(seed=args.seed)
+            if packing:
+                if args.max_length is None:
+                    raise ValueError("`packing` needs `max_length`: it is the length of a packed sequence.")
+                rows = pack_rows(
+                    rows, args.max_length, args.packing_strategy, desc=f"Packing the {name} dataset", **map_kwargs
+                )
+                rows = rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
+        if args.process_index == 0:
+            logger.info("%s dataset: %s", name, self.reports[name])
+        return rows
+
+    def _refuse_damage(self, rows: Dataset, name: str) -> None:
+        damaged = [index for index, is_damaged in enumerate(rows["is_damaged"]) if is_damaged]
+        if not damaged:
+            return
+        row = rows[damaged[0]]
+        raise ValueError(
+            f"The chat template drops or doubles the reasoning of {len(damaged):,} of {len(rows):,} rows of the {name} dataset: their "
+            f"completions are well formed ({self.format.name!r}), their tokens are not. Row {damaged[0]} ends in "
+            f"{self.tokenizer.decode(row['input_ids'])[-200:]!r}. Give a template that keeps what the assistant wrote with chat_template_path, or, "
+            "if the template opens the reasoning itself, leave the open tag out of the completions."
+        )
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one micro-batch, scaled as TRL 1.16 scales it, and its metrics."""
+        columns = {name: inputs[name] for name in self.loss_columns if name in inputs}
+        labels = inputs["labels"]
+        model_inputs = {name: value for name, value in inputs.items() if name not in columns and name != "labels"}
+
+        def head_loss(
+            hidden: Tensor, head: LanguageHead, reference_hidden: Tensor | None, reference_head: LanguageHead | None
+        ) -> FusedLoss:
+            batch = self._flatten(labels, columns, num_items_in_batch, hidden.device)
+            reference = None
+            if reference_hidden is not None and reference_head is not None:
+                reference = LinearReference(_predicting(reference_hidden, labels), *reference_head)
+            return self.head_loss(_predicting(hidden, labels), head, batch, reference)
+
+        outputs = model(**model_inputs, head_loss=head_loss, reference=self.reference)
+        loss = outputs.loss
+        if self.aux_loss_enabled:
+            # A mean per micro-batch, which DDP averages over ranks: only accumulation is left to divide by
+            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+        self._record_metrics(outputs.per_token, outputs.aux_loss, inputs)
+        if return_outputs:
+            warnings.warn(
+                "`compute_metrics` and `preprocess_logits_for_metrics` need the logits, which the fused head does not build: they are "
+                "computed with one more forward.",
+                stacklevel=2,
+            )
+            with torch.no_grad():
+                return loss, model(**model_inputs)
+        return loss
+
+    def head_loss(
+        self, hidden: Tensor, head: LanguageHead, batch: LossBatch, reference: LinearReference | None
+    ) -> FusedLoss:
+        """The loss from hidden states `(tokens, h)`. Runs inside the forward of the wrapped model, with the head's weight gathered."""
+        arguments = self.loss_arguments(batch)
+        if self.args.loss_type == "dft":
+            # Each token weighs as much as the model believes it (arXiv:2508.05629): one pass more, to learn how much that is
+            with torch.no_grad():
+                nll = fused_linear_distillation_loss(hidden, head.weight, batch.labels, **_transform(head)).nll
+            arguments["sft_weight"] = arguments["sft_weight"] * torch.exp(-nll)
+        return fused_linear_distillation_loss(
+            hidden, head.weight, batch.labels, reference=reference, **_transform(head), **arguments
+        )
+
+    def loss_arguments(self, batch: LossBatch) -> dict[str, Any]:
+        """What the loss of this batch is made of: keyword arguments of `fused_linear_distillation_loss`.
+
+        Override it to change a weight, a temperature or the targets, calling `super()` for the rest. Weights are per token and hold
+        `batch.scale` already.
+        """
+        weight = batch.scale.expand(batch.labels.shape)
+        if LOSS_WEIGHT in batch.columns:
+            weight = weight * batch.columns[LOSS_WEIGHT]
+        arguments: dict[str, Any] = {"sft_weight": weight}
+        if self.reference is not None:
+            arguments["kl_weight"] = self.args.kl_coef * batch.scale.expand(batch.labels.shape)
+            arguments["kl_direction"] = self.args.kl_direction
+        return arguments
+
+    def _flatten(
+        self,
+        labels: Tensor,
+        columns: Mapping[str, Tensor],
+        num_items_in_batch: Tensor | int | None,
+        device: torch.device,
+    ) -> LossBatch:
+        targets = labels[:, 1:].reshape(-1).to(device)
+        if num_items_in_batch is None:
+            scale = 1.0 / (targets != -100).sum().clamp(min=1)
+        else:
+            scale = 1.0 / torch.as_tensor(num_items_in_batch, device=device).clamp(min=1)
+            # The count is of all ranks' tokens, and DDP averages over ranks
+            if self.args.average_tokens_across_devices:
+                scale = scale * (self.accelerator.num_processes // self.get_tp_size())
+        flat = {name: column[:, 1:].flatten(0, 1).to(device) for name, column in columns.items()}
+        return LossBatch(targets, flat, scale.float(), self.state.global_step, self.model.training)
+
+    # Metrics
+
+    def metric_sums(self, outputs: FusedLoss) -> dict[str, Tensor]:
+        """Sums over this rank's supervised tokens that metrics are made of; each scalar."""
+        sums = {
+            "tokens": outputs.mask.sum(),
+            "nll": outputs.nll.sum(),
+            "entropy": outputs.entropy.sum(),
+            "top1": outputs.is_top1.sum(),
+        }
+        if self.reference is not None:
+            sums["kl"] = outputs.kl.sum()
+        return sums
+
+    def record_sums(self, sums: Mapping[str, float]) -> None:
+        """Log metrics from the sums of `metric_sums` over all ranks."""
+        tokens = max(sums["tokens"], 1.0)
+        self.record(
+            entropy=sums["entropy"] / tokens, mean_token_accuracy=sums["top1"] / tokens, sft_loss=sums["nll"] / tokens
+        )
+        if "kl" in sums:
+            self.record(kl_loss=sums["kl"] / tokens)
+
+    def _record_metrics(self, per_token: FusedLoss, aux_loss: Tensor | None, inputs: Mapping[str, Any]) -> None:
+        sums = self.metric_sums(per_token)
+        sums["length"] = (
+            inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["input_ids"].numel())
+        )
+        if aux_loss is not None:
+            sums["aux_loss"] = aux_loss.detach() / self.accelerator.num_processes
+        # One collective for all of them; float64, so that counts stay whole
+        local = torch.stack([value.to(self.args.device, torch.float64) for value in sums.values()])
+        totals = dict(zip(sums, self.accelerator.reduce(local, "sum").tolist(), strict=True))
+        self.record_sums(totals)
+        if "aux_loss" in totals:
+            self.record(aux_loss=totals["aux_loss"])
+        if self.model.training:
+            copies = self.copies_of_batch
+            self.token_count.add(
+                tokens=int(totals["length"]) // copies, supervised_tokens=int(totals["tokens"]) // copies
+            )
+        self.record_total(num_tokens=self.token_count.tokens)
+
+    @property
+    def supervised_tokens_seen(self) -> int:
+        """Supervised tokens trained on so far, on all ranks, resumed runs included."""
+        return self.token_count.supervised_tokens
+
+
+def _predicting(hidden: Tensor, labels: Tensor) -> Tensor:
+    """The hidden states `(tokens, h)` that predict `labels[:, 1:]`; learned prompts in front of the row predict none of them."""
+    return hidden[:, hidden.shape[1] - labels.shape[1] : -1].flatten(0, 1)
+
+
+def _transform(head: LanguageHead) -> dict[str, Any]:
+    return {"bias": head.bias, "logit_scale": head.logit_scale, "logit_softcap": head.logit_softcap}

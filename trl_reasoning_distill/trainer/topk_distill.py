@@ -1,0 +1,247 @@
+"""`TopKDistillTrainer`: offline Top-K logit distillation, `L = L_SFT + α(step) · L_KD (+ kl_coef · L_ref)`.
+
+The teacher was asked once, by `capture`. Each supervised token carries the number of its record in the store (`kd_index`), through
+truncation, shuffling, packing and resumption; the collator reads the records, and the divergence is computed in the same pass over
+the LM head as the cross-entropy.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+
+from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, tokenizer_fingerprint
+from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
+from trl_reasoning_distill.losses.fused import FusedLoss
+from trl_reasoning_distill.losses.schedule import kd_weight_at
+from trl_reasoning_distill.teacher.records import temperature_index
+from trl_reasoning_distill.teacher.store import TopKStore
+from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS, TopKCollator
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+from trl_reasoning_distill.trainer.reasoning_sft import LossBatch, ReasoningSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+KD_EXAMPLE_WEIGHT = "kd_example_weight"
+_KD_OFFSET = "kd_offset"
+
+
+class TopKDistillTrainer(ReasoningSFTTrainer):
+    """Distils a teacher's stored Top-K log-probabilities into a student. Takes all arguments of TRL's `SFTTrainer`.
+
+    `train_dataset` is the text that the store was captured on (its rows are found in the store by their tokens), a part of
+    `store.dataset()`, or `None` for all of the store. A row of an evaluation set that is not in the store has no distillation loss.
+
+    Logged beside `ReasoningSFTTrainer`'s metrics: `kd_loss` (per token with a target, T² included, α not), `kd_weight` (α),
+    `teacher_mass` and `student_mass` on the support at the temperature, `top1_agreement`; in evaluation with `eval_` before them.
+    `eval_loss` uses the full α, so that it can be compared across steps.
+
+    To change one thing, override one of:
+
+    - `kd_weight_at(step)`: α.
+    - `kd_loss(...)`: the divergence, from log-probabilities on the support.
+    - `loss_arguments(batch)`: weights, temperature or targets of a micro-batch.
+
+    Attributes:
+        store: The teacher's records.
+
+    Raises:
+        StoreError: If the store was not made for these tokens; it says what differs.
+        ValueError: If an argument cannot be honoured.
+
+    Example:
+        >>> args = TopKDistillConfig("runs/distill", teacher_logits="runs/capture", kd_weight=0.35, kd_temperature=2.0)
+        >>> TopKDistillTrainer("Qwen/Qwen2.5-0.5B-Instruct", args).train()
+    """
+
+    _tag_names = ["trl", "sft", "distillation", "top-k"]  # noqa: RUF012  # TRL's way
+    _name = "Top-K distillation"
+    _paper = {  # noqa: RUF012
+        "title": "Distilling the Knowledge in a Neural Network",
+        "id": "1503.02531",
+        "citation": (
+            "@article{hinton2015distilling,\n  title={Distilling the Knowledge in a Neural Network},\n"
+            "  author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},\n  journal={arXiv preprint arXiv:1503.02531},\n  year={2015}\n}"
+        ),
+    }
+    config_class = TopKDistillConfig
+    args: TopKDistillConfig
+
+    def __init__(
+        self, model: Any, args: TopKDistillConfig, train_dataset: Dataset | None = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(args, TopKDistillConfig):
+            raise ValueError(f"{type(self).__name__} needs a TopKDistillConfig as `args`, found {type(args).__name__}.")
+        self.store = TopKStore.open(str(args.teacher_logits))
+        temperature_index(self.store.temperatures, args.kd_temperature)  # refuses one that was not captured
+        if args.top_k > self.store.top_k:
+            raise ValueError(
+                f"`top_k={args.top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
+                f"capture again with --top_m {args.top_k}."
+            )
+        train_dataset = self.store.dataset() if train_dataset is None else train_dataset
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        self.loss_columns = (*self.loss_columns, KD_IDS, KD_LOG_PROBS)
+
+    # Data
+
+    def row_columns(self, args: ReasoningSFTConfig) -> dict[str, float]:
+        """See `ReasoningSFTTrainer.row_columns`."""
+        columns: dict[str, float] = {**super().row_columns(args), KD_INDEX: -1}
+        if getattr(args, "kd_weight_column", None) is not None:
+            columns[KD_EXAMPLE_WEIGHT] = 0.0
+        return columns
+
+    def make_collator(self, base: Any) -> TopKCollator:
+        """See `ReasoningSFTTrainer.make_collator`."""
+        return TopKCollator(
+            base,
+            self.row_columns(self.args),
+            store=self.store,
+            top_k=self.args.top_k,
+            temperature=self.args.kd_temperature,
+            vocab_size=self.model.get_input_embeddings().num_embeddings,
+        )
+
+    def add_row_columns(self, rows: Dataset, name: str, **map_kwargs: Any) -> Dataset:
+        """Number the supervised tokens of each row with their records in the store, and lay out the example's weight."""
+        rows = super().add_row_columns(rows, name, **map_kwargs)
+        self._refuse_foreign_store()
+        if KD_INDEX not in rows.column_names:
+            offsets = [self._find_offset(digest) for digest in rows["row_hash"]]
+            self._refuse_missing_rows(offsets, name)
+            rows = rows.add_column(_KD_OFFSET, offsets).map(_number_tokens, remove_columns=[_KD_OFFSET], **map_kwargs)
+        column = self.args.kd_weight_column
+        if column is not None:
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"`kd_weight_column={column!r}`: the {name} dataset has no such column, only {rows.column_names}."
+                )
+            rows = rows.map(_spread_weight, fn_kwargs={"column": column}, **map_kwargs)
+        return rows
+
+    def _refuse_foreign_store(self) -> None:
+        self.store.check_compatible(
+            {"tokenizer": tokenizer_fingerprint(self.tokenizer)},
+            remedy="Its ids are of another vocabulary than the student's. Run `trl-distill align` on it with the student's tokenizer first.",
+        )
+
+    def _find_offset(self, digest: str) -> int:
+        number = self.store.find_row(digest)
+        return -1 if number is None else self.store.row(number).offset
+
+    def _refuse_missing_rows(self, offsets: list[int], name: str) -> None:
+        missing = [index for index, offset in enumerate(offsets) if offset < 0]
+        if not missing:
+            return
+        if name != "train":
+            logger.info(
+                "%d of %d rows of the %s dataset are not in the store: no kd_loss for them",
+                len(missing),
+                len(offsets),
+                name,
+            )
+            return
+        template = chat_template_fingerprint(self.tokenizer)
+        different = self.store.differences({"chat_template": template}) or [
+            "the tokenizer and chat template are the same, so the texts differ"
+        ]
+        raise ValueError(
+            f"The store at {self.store.path} was not made for these tokens: {len(missing):,} of {len(offsets):,} rows of the train dataset are not "
+            f"in it, the first is row {missing[0]}; {'; '.join(different)}. Capture the teacher on this dataset, or train on the store's own "
+            "rows (train_dataset=None)."
+        )
+
+    # Loss
+
+    @property
+    def kd_warmup_steps(self) -> int:
+        """Optimizer steps over which α rises."""
+        if self.args.kd_warmup_steps is not None:
+            return self.args.kd_warmup_steps
+        return round(self.args.kd_warmup_ratio * self.state.max_steps)
+
+    def kd_weight_at(self, step: int) -> float:
+        """α after `step` optimizer steps: linear from 0 over the warm-up, then `kd_weight`."""
+        return kd_weight_at(step, self.args.kd_weight, self.kd_warmup_steps)
+
+    def kd_loss(self, student_log_probs: Tensor, teacher_log_probs: Tensor, student_log_tail: Tensor) -> Tensor:
+        """The divergence per token. Override it to plug in one's own; it is differentiated by autograd.
+
+        Args:
+            student_log_probs: `(tokens, k)` at the temperature, of the teacher's ids; −inf where there is no id.
+            teacher_log_probs: `(tokens, k)`, the same of the teacher.
+            student_log_tail: `(tokens,)`, log of the student's mass outside the k ids.
+
+        Returns:
+            `(tokens,)`, not multiplied by T²; 0 for a token without any id.
+        """
+        return topk_divergence(
+            student_log_probs, teacher_log_probs, student_log_tail=student_log_tail, **self._divergence_arguments()
+        )
+
+    def loss_arguments(self, batch: LossBatch) -> dict[str, Any]:
+        """See `ReasoningSFTTrainer.loss_arguments`; adds the teacher's targets, α and the divergence."""
+        alpha = self.kd_weight_at(batch.step) if batch.is_training else self.args.kd_weight
+        weight = alpha * batch.scale.expand(batch.labels.shape)
+        if KD_EXAMPLE_WEIGHT in batch.columns:
+            weight = weight * batch.columns[KD_EXAMPLE_WEIGHT]
+        divergence: dict[str, Any] = self._divergence_arguments()
+        if type(self).kd_loss is not TopKDistillTrainer.kd_loss:
+            divergence["divergence"] = self.kd_loss
+        return {
+            **super().loss_arguments(batch),
+            "teacher": TopKTargets(batch.columns[KD_IDS], batch.columns[KD_LOG_PROBS]),
+            "kd_weight": weight,
+            "temperature": self.args.kd_temperature,
+            "top_p": self.args.kd_top_p,
+            "scale_by_t2": self.args.kd_scale_by_t2,
+            **divergence,
+        }
+
+    def _divergence_arguments(self) -> dict[str, Any]:
+        return {"divergence": self.args.kd_divergence, "beta": self.args.kd_beta, "support": self.args.kd_support}
+
+    # Metrics
+
+    def metric_sums(self, outputs: FusedLoss) -> dict[str, Tensor]:
+        """See `ReasoningSFTTrainer.metric_sums`."""
+        return {
+            **super().metric_sums(outputs),
+            "targets": (outputs.teacher_mass > 0).sum(),
+            "kd": outputs.kd.sum(),
+            "teacher_mass": outputs.teacher_mass.sum(),
+            "student_mass": outputs.student_mass.sum(),
+            "agreement": outputs.top1_agreement.sum(),
+        }
+
+    def record_sums(self, sums: dict[str, float]) -> None:  # type: ignore[override]
+        """See `ReasoningSFTTrainer.record_sums`."""
+        super().record_sums(sums)
+        if sums["targets"]:
+            names = {
+                "kd_loss": "kd",
+                "teacher_mass": "teacher_mass",
+                "student_mass": "student_mass",
+                "top1_agreement": "agreement",
+            }
+            self.record(**{name: sums[key] / sums["targets"] for name, key in names.items()})
+        if self.model.training:
+            self.record(kd_weight=self.kd_weight_at(self.state.global_step))
+
+
+def _number_tokens(row: dict[str, Any]) -> dict[str, list[int]]:
+    """The record's number of each supervised token but the first of the row, which nothing predicts; −1 elsewhere."""
+    index, record = [], row[_KD_OFFSET]
+    for position, label in enumerate(row["labels"]):
+        has_record = record >= 0 and position > 0 and label != -100
+        index.append(record if has_record else -1)
+        record += has_record
+    return {KD_INDEX: index}
+
+
+def _spread_weight(row: dict[str, Any], column: str) -> dict[str, list[float]]:
+    return {KD_EXAMPLE_WEIGHT: [float(row[column])] * len(row["input_ids"])}

@@ -1,0 +1,143 @@
+"""The only file that touches what TRL and transformers do not promise to keep.
+
+Everything here was read in TRL 1.16.0 (`trl/trainer/sft_trainer.py`, `trl/trainer/utils.py`) and transformers 5.23. The rest of the
+room overrides and calls the names defined here, so that a new TRL version is read against one page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+# TRL 1.16: not exported from the package root
+from trl.trainer.utils import global_then_local_main_first as main_process_first
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+__all__ = ["BridgedSFTTrainer", "LanguageHead", "gathered_head", "load_balancing_loss", "main_process_first"]
+
+
+class LanguageHead(NamedTuple):
+    """What turns hidden states into logits: `softcap(logit_scale · (hidden @ weight.T + bias))`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    logit_scale: float
+    logit_softcap: float | None
+
+
+@contextlib.contextmanager
+def gathered_head(model: PreTrainedModel, layer: torch.nn.Module | None = None) -> Iterator[LanguageHead]:
+    """The model's LM head (or `layer` in its place) with its whole weight, also where it is sharded over ranks.
+
+    To be entered inside the forward of the wrapped model, where ZeRO-3's and FSDP2's hooks are armed. ZeRO-3 shares the weight out
+    again on leaving, so whatever needs it must be done by then, the gradient included.
+    """
+    layer = model.get_output_embeddings() if layer is None else layer
+    weight: Any
+    bias: Any
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    scale, softcap = _logit_transform(model)
+    if isinstance(weight, DTensor):  # FSDP2, where the head is a shard group of its own
+        weight, bias = _whole(weight), None if bias is None else _whole(bias)
+    with maybe_gather_lm_head_ctx(weight, bias):
+        yield LanguageHead(weight, bias, scale, softcap)
+
+
+def _whole(parameter: DTensor) -> Tensor:
+    """The full tensor of a sharded parameter; each rank's gradient counts, averaged as FSDP averages all others."""
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+
+
+def _logit_transform(model: PreTrainedModel) -> tuple[float, float | None]:
+    """Multiplier and soft-cap of the logits, by the names model families give them (as TRL 1.16's `add_fused_lm_head` reads them)."""
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if (scale := getattr(config, name, None)) is not None:
+            return float(scale), softcap
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:
+        return float(scaling if config.model_type == "hyperclovax" else 1 / scaling), softcap
+    return 1.0, softcap
+
+
+def load_balancing_loss(model: PreTrainedModel, router_logits: Any, attention_mask: Tensor | None) -> Tensor:
+    """The auxiliary loss of a mixture-of-experts model, unweighted: Mixtral's, which all families share (TRL 1.16 does the same)."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    config = model.config.get_text_config()
+    loss = load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    return torch.as_tensor(loss)
+
+
+class BridgedSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer with the private hooks that we need under names of our own.
+
+    Subclasses override `prepare_dataset` and list the per-token columns of their loss in `loss_columns`.
+    """
+
+    model: Any
+    loss_columns: tuple[str, ...] = ()
+    """Per-token columns of the batch that the loss reads and the model does not."""
+
+    def prepare_dataset(
+        self, dataset: Dataset | IterableDataset, *, packing: bool, formatting_func: Any, name: str
+    ) -> Dataset:
+        """Turn a dataset of text or tokens into rows of `input_ids`, `labels` and `loss_columns`."""
+        processing_class, args = self.processing_class, self.args
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, name)  # type: ignore[arg-type]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, also where the processing class is a processor."""
+        return self._tokenizer
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the training set holds images, so that rows are tokenized by the collator."""
+        return self._is_vision_dataset
+
+    @property
+    def mode(self) -> str:
+        """`"train"` or `"eval"`, as TRL names its metrics."""
+        return "train" if self.model.training else "eval"
+
+    def record(self, **values: float) -> None:
+        """Log these values, averaged over the micro-batches until the next log."""
+        for name, value in values.items():
+            self._metrics[self.mode][name].append(value)
+
+    def record_total(self, **values: float) -> None:
+        """Log the latest of these values, as TRL does with its running count of tokens."""
+        for name, value in values.items():
+            self._metrics[self.mode][name] = [value]
+
+    @property
+    def copies_of_batch(self) -> int:
+        """Ranks that are given the same batch (tensor parallelism), so that sums over ranks count it as often."""
+        return self._tp_size
+
+    # What TRL and transformers call
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
+        # TRL 1.16 calls this from `__init__`, before `Trainer.__init__` has set these two, and from `evaluate`
+        self.processing_class, self.args = processing_class, args
+        return self.prepare_dataset(dataset, packing=packing, formatting_func=formatting_func, name=dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        known: list[str] = self._signature_columns or []
+        self._signature_columns: Any = [*known, *(name for name in self.loss_columns if name not in known)]
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        # Under DeepSpeed, transformers casts every floating-point column to the model's dtype; log-probabilities need float32
+        columns = {name: inputs[name] for name in self.loss_columns if name in inputs}
+        prepared = super()._prepare_inputs({name: value for name, value in inputs.items() if name not in columns})
+        return {**prepared, **{name: column.to(self.args.device) for name, column in columns.items()}}
