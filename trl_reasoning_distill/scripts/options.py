@@ -125,7 +125,8 @@ def _parser_dataclasses(tree: ast.Module, script: str) -> list[str]:
     """Names of the dataclasses that `make_parser` hands to its `TrlParser`."""
     assigned = {_name(node.targets[0]): node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)}
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "make_parser"]
-    for call in (node for function in functions for node in ast.walk(function)):
+    calls: list[ast.AST] = [node for function in functions for node in ast.walk(function)]
+    for call in calls:
         if isinstance(call, ast.Call) and (_name(call.func) or "").endswith("Parser") and call.args:
             types = assigned.get(_name(call.args[0]), call.args[0])
             names = [_name(item) for item in (types.elts if isinstance(types, ast.Tuple | ast.List) else [types])]
@@ -140,11 +141,11 @@ def _find_class(name: str, path: Path) -> tuple[ast.ClassDef, Path]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node, path
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.ImportFrom):
+            for alias in statement.names:
                 if (alias.asname or alias.name) == name:
-                    return _find_class(alias.name, _imported_path(node, path))
+                    return _find_class(alias.name, _imported_path(statement, path))
     raise UnreadableOptionsError(f"{path} neither defines nor imports a class {name!r}.")
 
 

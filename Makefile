@@ -1,0 +1,65 @@
+# `make` lists the targets. Everything happens in one virtual environment, .venv, that the first target makes.
+
+PYTHON ?= python3
+# Two workers suit two cores; `make test JOBS=8` on a bigger machine.
+JOBS ?= 2
+# The tested torch. For the CPU build, 200 MB in place of gigabytes: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH := torch==2.13.0
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Workers that each start a thread per core fight; tests must not reach for the hub.
+QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-distributed check fmt docs bench clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-18s %s\n", $$1, $$2}'
+
+demo: $(VENV)/installed ## distil a teacher into a student on this machine's CPU, without a download; prints where the report lies
+	$(BIN)/trl-distill run recipes/quickstart --accelerate_config cpu
+
+test: $(VENV)/installed-dev ## the default test suite
+	$(QUIET) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-slow: $(VENV)/installed-dev ## the tests marked slow: real models and real text, where they are on this disk
+	$(QUIET) $(BIN)/python -m pytest -m 'slow and not gpu'
+
+test-distributed: $(VENV)/installed-dev ## the tests that start several processes
+	$(QUIET) $(BIN)/python -m pytest -m 'distributed and not gpu'
+
+check: $(VENV)/installed-dev ## lint, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(QUIET) $(BIN)/python -m pytest -q tests/invariant/test_import_rules.py
+
+fmt: $(VENV)/installed-dev ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-dev ## check that every link between the pages of docs/ and the README leads somewhere
+	$(QUIET) $(BIN)/python -m pytest -q tests/invariant/test_docs.py
+
+bench: $(VENV)/installed-dev ## run every benchmark in its quick form
+	@for benchmark in $(wildcard benchmarks/*.py); do echo "== $$benchmark"; $(BIN)/python $$benchmark --quick || exit 1; done
+
+clean: ## remove the virtual environment, caches and results (runs/)
+	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself: so a wheel that lies on this disk, or another index, can serve it.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) -c constraints.txt -e '.[report]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
