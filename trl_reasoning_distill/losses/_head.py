@@ -79,8 +79,9 @@ class TokenTargets:
     reference_hidden: Float[Tensor, "tokens hidden"] | None
 
     def __getitem__(self, tokens: slice) -> TokenTargets:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TokenTargets(**{name: None if part is None else part[tokens] for name, part in parts.items()})
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts.update({name: part[tokens] for name, part in parts.items() if part is not None})
+        return TokenTargets(**parts)
 
 
 class TokenValues(NamedTuple):
@@ -260,7 +261,7 @@ def _losses_and_gradient_(
     z = logits.gather(1, entries.ids).to(accumulator(logits.dtype)).masked_fill_(~entries.is_unique, LOG_ZERO)
     logits.scatter_(1, entries.ids, LOG_ZERO)  # what is left in the tile is the rest of the row
     temperature = 1.0 if targets.teacher is None else settings.temperature
-    rest = _rows.row_statistics(logits, temperature)
+    rest = _rows.row_statistics(logits, temperature, rival=z.amax(-1))
 
     with torch.set_grad_enabled(needs_grad):
         leaves = [z, rest.log_sum_exp] + ([rest.log_sum_exp_t] if temperature != 1.0 else [])
@@ -297,7 +298,7 @@ def _token_losses(
     log_probs, log_rest = _log_softmax(z, rest.log_sum_exp)
     nll = -log_probs[:, 0]  # the label is always the first entry
     with torch.no_grad():
-        log_z = rest.log_sum_exp - log_rest
+        log_z = z[:, 0] + nll
         entropy = log_z - ((log_probs.exp() * z).sum(-1) + log_rest.exp() * rest.mean)
         top1 = _top1(z, rest, entries)
         zero = torch.zeros_like(nll)
@@ -350,11 +351,10 @@ def _log_softmax(
 
 
 def _top1(z: Tensor, rest: _rows.RowStatistics, entries: Entries) -> Int[Tensor, " tokens"]:
-    """The student's most likely token; the lowest id of equals, as `argmax` over the whole row."""
+    """The student's most likely token, the lowest id of equals; -1 where it is not a named one."""
     best = z.amax(-1)
-    among_entries = entries.ids.masked_fill(z < best[:, None], torch.iinfo(torch.long).max).amin(-1)
-    tie = torch.minimum(among_entries, rest.argmax)
-    return torch.where(best > rest.max, among_entries, torch.where(best == rest.max, tie, rest.argmax))
+    named = entries.ids.masked_fill(z < best[:, None], torch.iinfo(torch.long).max).amin(-1)
+    return torch.where((best >= rest.max) & (named < rest.first_tie), named, -1)
 
 
 def _full_vocabulary_kl(
@@ -372,8 +372,8 @@ def _full_vocabulary_kl(
         reference.logit_softcap,
     )
     kl = torch.empty(len(logits), dtype=accumulator(dtype), device=logits.device)
-    for rows, (z, r) in _rows.blocks(logits, kl.dtype, scratch=2):
-        student, ref = z.log_softmax(-1), r.copy_(tile[rows]).log_softmax(-1)
+    for rows, z, buffer in _rows.blocks(logits, kl.dtype):
+        student, ref = z.log_softmax(-1), buffer.copy_(tile[rows]).log_softmax(-1)
         if settings.kl_direction == "reverse":
             difference = student - ref
             kl[rows] = (student.exp() * difference).sum(-1)

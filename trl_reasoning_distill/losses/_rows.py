@@ -1,6 +1,6 @@
-"""What the loss does to whole rows of logits, in torch: the reference for `_triton_rows`, and the path for the CPU.
+"""What the loss does to whole rows of logits, in torch: the path for the CPU, and the reference for `_triton_rows`.
 
-Both functions walk over the tile in blocks of a few rows that stay in the cache, as a GPU kernel would.
+The functions walk over the tile in blocks of a few rows that stay in the cache, as a GPU kernel would.
 """
 
 from __future__ import annotations
@@ -16,44 +16,55 @@ from trl_reasoning_distill.losses.divergence import accumulator
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-# Elements of a block of rows: 1 MiB of float32 for a core's cache; on an accelerator the fewer launches the better.
-_CPU_BLOCK, _ACCELERATOR_BLOCK = 2**18, 2**26
+# Elements of a block of rows: 2 MiB of float32 for the cache of a core; on an accelerator the fewer launches the better.
+_CPU_BLOCK, _ACCELERATOR_BLOCK = 2**19, 2**26
 
 
 class RowStatistics(NamedTuple):
-    """One number per row of logits; floats in float32 (float64 for float64 logits)."""
+    """A few numbers per row of logits, each `(tokens,)`; floats in float32 (float64 for float64 logits).
+
+    Attributes:
+        max: the largest logit.
+        first_tie: the lowest id whose logit equals the `rival` that was given; the vocabulary's size if there is none or
+            if some logit is larger.
+        log_sum_exp: over the row.
+        log_sum_exp_t: the same for logits divided by the temperature.
+        mean: the expected logit under the softmax of the row.
+    """
 
     max: Float[Tensor, " tokens"]
-    argmax: Int[Tensor, " tokens"]
+    first_tie: Int[Tensor, " tokens"]
     log_sum_exp: Float[Tensor, " tokens"]
     log_sum_exp_t: Float[Tensor, " tokens"]
-    """The same for logits divided by the temperature."""
     mean: Float[Tensor, " tokens"]
-    """The expected logit under the softmax of the row."""
 
 
-def row_statistics(logits: Float[Tensor, "tokens vocab"], temperature: float) -> RowStatistics:
-    """Reduce each row of logits; argmax is the first of equals."""
+def row_statistics(
+    logits: Float[Tensor, "tokens vocab"], temperature: float, rival: Float[Tensor, " tokens"]
+) -> RowStatistics:
+    """Reduce each row of logits; `rival` is a logit to look for, see `RowStatistics.first_tie`."""
+    tokens, vocab = logits.shape
     dtype = accumulator(logits.dtype)
-    maximum, log_sum_exp, log_sum_exp_t, mean = logits.new_empty(4, len(logits), dtype=dtype)
-    argmax = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    for rows, (x, e) in blocks(logits, dtype, scratch=2):
-        torch.max(x, dim=-1, out=(maximum[rows], argmax[rows]))
-        top = maximum[rows]
-        x.sub_(top[:, None])
+    maximum, log_sum_exp, log_sum_exp_t, mean = logits.new_empty(4, tokens, dtype=dtype)
+    for rows, x, e in blocks(logits, dtype):
+        top = torch.amax(x, dim=-1, out=maximum[rows])[:, None]
         if temperature == 1.0:
-            torch.exp(x, out=e)
+            torch.sub(x, top, out=e).exp_()
         else:
-            torch.mul(x, 1 / temperature, out=e).exp_()
-            log_sum_exp_t[rows] = e.sum(-1).log_() + top / temperature
+            torch.add(-top / temperature, x, alpha=1 / temperature, out=e).exp_()
+            log_sum_exp_t[rows] = e.sum(-1).log_() + top[:, 0] / temperature
             if temperature == 2.0:  # one exponential serves both: e^z = (e^(z/2))²
                 e.mul_(e)
             else:
-                torch.exp(x, out=e)
+                torch.sub(x, top, out=e).exp_()
         total = e.sum(-1)
-        log_sum_exp[rows] = total.log() + top
-        mean[rows] = torch.linalg.vecdot(e, x) / total + top
-    return RowStatistics(maximum, argmax, log_sum_exp, log_sum_exp if temperature == 1.0 else log_sum_exp_t, mean)
+        log_sum_exp[rows] = total.log() + top[:, 0]
+        mean[rows] = torch.linalg.vecdot(e, x) / total
+    # A tie is rare, and finding the position of a maximum is slow on the CPU: look only where there is one.
+    first_tie = torch.full((tokens,), vocab, device=logits.device)
+    tied = (maximum == rival).nonzero()[:, 0]
+    first_tie[tied] = logits[tied].argmax(-1)
+    return RowStatistics(maximum, first_tie, log_sum_exp, log_sum_exp if temperature == 1.0 else log_sum_exp_t, mean)
 
 
 def row_gradient_(
@@ -76,34 +87,34 @@ def row_gradient_(
         logit_scale: the factor that was applied to the projection.
         logit_softcap: the soft-cap that was applied after it.
     """
-    dtype = statistics.max.dtype
-    weight = weight[:, None] * logit_scale
-    weight_t = None if weight_t is None else weight_t[:, None] * logit_scale
     log_sum_exp, log_sum_exp_t = statistics.log_sum_exp[:, None], statistics.log_sum_exp_t[:, None]
-    for rows, (x, e) in blocks(logits, dtype, scratch=2):
+    weight = weight[:, None] * logit_scale
+    if weight_t is not None:
+        weight_t = weight_t[:, None] * logit_scale
+    for rows, x, e in blocks(logits, weight.dtype):
+        slope = None
+        if logit_softcap is not None:  # z = cap * tanh(y / cap), so dz/dy = 1 - (z / cap)²
+            slope = 1 - (x / logit_softcap).square_()
         if weight_t is None:
             torch.sub(x, log_sum_exp[rows], out=e).exp_().mul_(weight[rows])
-        elif temperature == 2.0:
-            torch.sub(x, log_sum_exp[rows], out=e).mul_(0.5).exp_()
-            ratio = torch.exp(log_sum_exp[rows] / 2 - log_sum_exp_t[rows])
-            e.mul_(e * weight[rows] + ratio * weight_t[rows])
+        elif temperature == 2.0:  # with r = e^((z - lse) / 2): weight * r² + weight_t * r * constant
+            torch.add(-log_sum_exp[rows] / 2, x, alpha=0.5, out=e).exp_()
+            constant = torch.exp(log_sum_exp[rows] / 2 - log_sum_exp_t[rows])
+            e.mul_(torch.addcmul(constant * weight_t[rows], e, weight[rows], out=x))
         else:
             torch.sub(x, log_sum_exp[rows], out=e).exp_().mul_(weight[rows])
-            e.add_((x / temperature).sub_(log_sum_exp_t[rows]).exp_().mul_(weight_t[rows]))
-        if logit_softcap is not None:  # z = cap * tanh(y / cap), so dz/dy = 1 - (z / cap)²
-            e.mul_(x.div_(logit_softcap).square_().neg_().add_(1))
-        logits[rows] = e
+            e.addcmul_(x.div_(temperature).sub_(log_sum_exp_t[rows]).exp_(), weight_t[rows])
+        logits[rows] = e if slope is None else e.mul_(slope)
 
 
 def blocks(
-    logits: Float[Tensor, "tokens vocab"], dtype: torch.dtype, scratch: int
-) -> Iterator[tuple[slice, list[Float[Tensor, "rows vocab"]]]]:
-    """Slices of a few rows with buffers of their size, reused; the first holds a copy of the rows."""
+    logits: Float[Tensor, "tokens vocab"], dtype: torch.dtype
+) -> Iterator[tuple[slice, Float[Tensor, "rows vocab"], Float[Tensor, "rows vocab"]]]:
+    """A few rows at a time: their slice, a copy of them, and a buffer of the same size; both are reused."""
     tokens, vocab = logits.shape
-    block = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _ACCELERATOR_BLOCK) // vocab)
-    buffers = logits.new_empty(scratch, min(block, tokens), vocab, dtype=dtype)
-    for start in range(0, tokens, block):
-        rows = slice(start, min(start + block, tokens))
-        views = [buffer[: rows.stop - start] for buffer in buffers]
-        views[0].copy_(logits[rows])
-        yield rows, views
+    size = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _ACCELERATOR_BLOCK) // vocab)
+    copy, buffer = logits.new_empty(2, min(size, tokens), vocab, dtype=dtype)
+    for start in range(0, tokens, size):
+        rows = slice(start, min(start + size, tokens))
+        length = rows.stop - start
+        yield rows, copy[:length].copy_(logits[rows]), buffer[:length]

@@ -126,10 +126,10 @@ def topk_divergence(
     teacher = teacher.masked_fill(~kept, LOG_ZERO)
 
     if support == "renormalized":
-        student = student.masked_fill(~kept, LOG_ZERO).log_softmax(-1)
-        return _divergence(student, teacher.log_softmax(-1), divergence, beta)
-    student, teacher = _with_tail(student, teacher, kept, student_log_tail)
-    return _divergence(student, teacher, divergence, beta)
+        student, teacher = student.masked_fill(~kept, LOG_ZERO).log_softmax(-1), teacher.log_softmax(-1)
+    else:
+        student, teacher = _with_tail(student, teacher, kept, student_log_tail)
+    return torch.where(kept.any(-1), _divergence(student, teacher, divergence, beta), 0.0)
 
 
 def check_divergence(divergence: str, beta: float, support: str, top_p: float) -> None:
