@@ -76,7 +76,7 @@ class TopKStoreWriter:
         self._shards: list[dict[str, Any]] = []
         self._rows = RowsWriter()
         self._row_hashes = xxhash.xxh3_128()
-        for left_over in (self.path / "shards").glob("*"):
+        for left_over in [*(self.path / "shards").glob("*"), *self.path.glob(".*.tmp")]:
             left_over.unlink()
 
     def add(

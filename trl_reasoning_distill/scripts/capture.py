@@ -1,0 +1,318 @@
+"""Store what the teacher thinks of each token that the student will be trained on: its Top-K log-probabilities.
+
+    accelerate launch recipes/capture.py --config recipes/quickstart/capture.yaml
+    trl-distill capture --model Qwen/Qwen2.5-7B-Instruct --dataset runs/x/verify --output_dir runs/x/capture --num_processes 8
+
+The teacher reads prompt and completion once, and for every token of the completion the `top_k` most likely tokens go into
+`output_dir/store`, with what is needed for the exact tail at each of `temperatures`. About 43 bytes per token at `top_k: 25`.
+One store serves many students, `kd_temperature`s and smaller `top_k`s. A killed run goes on where it stopped, also with another
+number of processes, and makes the same bytes.
+
+A student with another vocabulary or tokenizer needs the `align` stage next; otherwise run `distill`.
+For context distillation let the teacher read more than the student: `teacher_prompt: "{prompt}\\n\\nHint: {answer}"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+    from trl_reasoning_distill.data.manifest import StageRun
+    from trl_reasoning_distill.teacher.capture import CaptureConfig
+
+
+@dataclass
+class CaptureArguments(StageArguments):
+    """The teacher, the rows it reads, and what is kept of what it says."""
+
+    model: str = field(
+        default="", metadata={"help": "The teacher: folder or hub name of a model or adapter. Required."}
+    )
+    dataset: str = field(
+        default="",
+        metadata={
+            "help": "Rows to read: folder of a verify or select stage, a .jsonl file, or a hub dataset. Required."
+        },
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
+    limit: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
+    top_k: int = field(default=25, metadata={"help": "Tokens kept per position; training can use fewer."})
+    temperatures: list[float] = field(
+        default_factory=lambda: [1.0, 2.0],
+        metadata={"help": "Temperatures that training may use: the tail is exact at these. 1 is always there."},
+    )
+    encoding: str = field(
+        default="compact",
+        metadata={"help": "compact (43 bytes per token at top_k 25) or lossless (float32, 4 times that)."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Leave out, and count, rows with more tokens. Default: no limit but the teacher's context."},
+    )
+    assistant_only_loss: bool = field(
+        default=False,
+        metadata={"help": "Supervise only what the chat template marks as the assistant's; set it as for training."},
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={"help": "Chat template to use instead of the teacher's: a .jinja file, or a model with one."},
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Variables for the chat template, such as {"enable_thinking": true}.'}
+    )
+    teacher_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Context distillation: what the teacher reads in place of the last user message, with {prompt} for that message "
+            "and {column} for any column of the row. The student's rows keep the plain prompt."
+        },
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a hub model."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "float32, bfloat16, float16, or auto: the checkpoint's own on an accelerator, float32 on a CPU."
+        },
+    )
+    quantization: str | None = field(default=None, metadata={"help": "4bit (NF4) or 8bit through bitsandbytes."})
+    device_map: str | None = field(
+        default=None,
+        metadata={"help": "auto spreads one model over all visible GPUs and the memory (then launch one process)."},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, flash_attention_2, eager, … Default: the model's own."}
+    )
+    max_batch_tokens: int = field(
+        default=16384, metadata={"help": "Tokens per batch, padding included; lower it when memory runs out."}
+    )
+    unit_rows: int = field(
+        default=512, metadata={"help": "Rows per unit of work: at most this much is done again after a kill."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("model", "dataset"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: give it with --{name} or in the YAML.")
+        self.make_config()
+
+    def make_config(self) -> CaptureConfig:
+        """What to capture.
+
+        Raises:
+            ValueError: If an option is out of its range.
+        """
+        from trl_reasoning_distill.teacher.capture import CaptureConfig
+        from trl_reasoning_distill.teacher.engines import parse_mapping
+
+        options = self.chat_template_kwargs
+        return CaptureConfig(
+            top_k=self.top_k,
+            temperatures=tuple(self.temperatures),
+            encoding=self.encoding,  # type: ignore[arg-type]  # checked there
+            max_length=self.max_length,
+            unit_rows=self.unit_rows,
+            assistant_only=self.assistant_only_loss,
+            chat_template_kwargs=parse_mapping(options, "chat_template_kwargs")
+            if isinstance(options, str)
+            else options,
+            teacher_prompt=self.teacher_prompt,
+        )
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options of this stage."""
+    from trl import TrlParser
+
+    return TrlParser((CaptureArguments,), prog=prog)
+
+
+@stage_main
+def main(args: list[str] | None = None) -> None:
+    """Run the stage."""
+    (options,) = parse_stage(make_parser(), args)
+
+    from trl_reasoning_distill.data.manifest import StageRun
+    from trl_reasoning_distill.teacher.capture import capture
+    from trl_reasoning_distill.teacher.engines import launch_state
+
+    state = launch_state()
+    if options.device_map and state.num_processes > 1:
+        raise ValueError(
+            f"device_map={options.device_map!r} gives all devices to one process, but {state.num_processes} were launched. "
+            f"Launch one process, or leave device_map out."
+        )
+    rows, tokenizer, config = load_rows(options), load_tokenizer(options), options.make_config()
+    if options.dry_run:
+        if state.is_main_process:
+            _print_plan(rows, tokenizer, options)
+        return
+    inputs = {"model": options.model, "dataset": options.dataset}
+    run = StageRun(
+        "capture",
+        options.output_dir,
+        dataclasses.asdict(options),
+        inputs,
+        overwrite=options.overwrite,
+        is_main=state.is_main_process,
+    )
+    with run:
+        state.wait_for_everyone()
+        result = capture(
+            lambda: _load_reader(options, tokenizer),
+            tokenizer,
+            rows,
+            Path(options.output_dir) / "store",
+            config,
+            fingerprint=_fingerprint(options, tokenizer, run, str(state.device.type)),
+            state=state,
+        )
+        if not state.is_main_process:
+            return
+        store = result.store
+        size = sum(entry["bytes"] for entry in store.manifest["shards"])
+        line = (
+            f"{len(store):,} positions of {store.rows:,} rows · Top-{store.top_k} at T = "
+            f"{', '.join(f'{t:g}' for t in store.temperatures)} · {size / len(store):.1f} bytes per position"
+            + (f" · {result.too_long} rows too long" if result.too_long else "")
+            + (f" · {result.not_anchored} rows not anchored" if result.not_anchored else "")
+        )
+        if not run.is_finished:
+            counts = {"positions": len(store), "rows": store.rows, "bytes": size}
+            run.finish(counts | {"too_long": result.too_long, "not_anchored": result.not_anchored}, line)
+        print(f"capture: {line}")
+
+
+def load_rows(options: Any) -> list[dict[str, Any]]:
+    """The rows of `options.dataset`: a stage's folder, a `.jsonl` file, or a hub dataset.
+
+    Raises:
+        ValueError: If there is no such dataset, or it is empty.
+    """
+    from itertools import islice
+
+    from trl_reasoning_distill.data.files import read_jsonl
+
+    path = Path(options.dataset)
+    file = path / "train.jsonl" if path.is_dir() else path
+    if file.is_file():
+        rows = list(islice(read_jsonl(file), options.limit))
+    elif path.exists() or file.suffix == ".jsonl":
+        raise ValueError(
+            f"No rows at {file}. Give the folder of a verify or select stage, a .jsonl file, or a hub dataset."
+        )
+    else:
+        rows = _load_hub_rows(options)
+    if not rows:
+        raise ValueError(f"{options.dataset} holds no row to capture.")
+    return rows
+
+
+def _load_hub_rows(options: Any) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        dataset = load_dataset(options.dataset, split=options.dataset_split)
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{options.dataset} is neither here nor to be had from the hub ({reason}).") from None
+    if options.limit is not None:
+        dataset = dataset.select(range(min(options.limit, len(dataset))))
+    return [dict(row) for row in dataset]
+
+
+def load_tokenizer(options: Any) -> Any:
+    """The teacher's tokenizer, with the chat template of `options.chat_template_path` if that is given."""
+    from transformers import AutoTokenizer
+
+    trust = {"trust_remote_code": options.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.model, revision=options.model_revision, **trust)
+        if options.chat_template_path:
+            path = Path(options.chat_template_path)
+            if path.suffix == ".jinja":
+                tokenizer.chat_template = path.read_text(encoding="utf-8")
+            else:
+                tokenizer.chat_template = AutoTokenizer.from_pretrained(
+                    options.chat_template_path, **trust
+                ).chat_template
+    except OSError as error:
+        raise ValueError(f"No tokenizer for {options.model}: {str(error).strip().splitlines()[0]}") from None
+    return tokenizer
+
+
+def _load_reader(options: CaptureArguments, tokenizer: Any) -> Any:
+    from trl_reasoning_distill.teacher.engine_transformers import TransformersEngine
+    from trl_reasoning_distill.teacher.reader import TransformersReader
+
+    config = options.make_config()
+    engine = TransformersEngine.from_pretrained(
+        options.model,
+        revision=options.model_revision,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        attn_implementation=options.attn_implementation,
+        quantization=options.quantization,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return TransformersReader(
+        engine.model, tokenizer, config.top_k, config.temperatures, max_batch_tokens=options.max_batch_tokens
+    )
+
+
+def _fingerprint(options: CaptureArguments, tokenizer: Any, run: StageRun, device: str) -> dict[str, Any]:
+    """What makes the records, for the store's manifest."""
+    from trl_reasoning_distill.data.manifest import installed_versions
+    from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, tokenizer_fingerprint
+
+    packages = ("torch", "transformers", "tokenizers", "bitsandbytes")
+    commit = tokenizer.init_kwargs.get("_commit_hash")
+    return {
+        "engine": "transformers",
+        "teacher": options.model,
+        "revision": run.inputs["model"]["hash"] or commit or options.model_revision,
+        "dtype": "float32" if options.dtype == "auto" and device == "cpu" else options.dtype,
+        "quantization": options.quantization,
+        "attn_implementation": options.attn_implementation,
+        "max_batch_tokens": options.max_batch_tokens,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "chat_template": chat_template_fingerprint(tokenizer),
+        "versions": {name: version for name, version in installed_versions().items() if name in packages},
+    }
+
+
+def _print_plan(rows: list[dict[str, Any]], tokenizer: Any, options: CaptureArguments) -> None:
+    """What a real run would do, judged by a few rows, and what the first row supervises."""
+    from trl_reasoning_distill.data.tokenization import tokenize_example
+
+    config = options.make_config()
+    sample = [
+        tokenize_example(
+            tokenizer, row, assistant_only=config.assistant_only, chat_template_kwargs=config.chat_template_kwargs
+        )
+        for row in rows[:: max(1, len(rows) // 100)]
+    ]
+    scale = len(rows) / len(sample)
+    tokens = scale * sum(len(row.input_ids) for row in sample)
+    positions = scale * sum(label != -100 for row in sample for label in row.labels)
+    size = positions * (1.8 * config.top_k if config.encoding == "compact" else 6.5 * config.top_k)
+    print(
+        f"capture: {options.model} would read {len(rows):,} rows, about {tokens:,.0f} tokens, and leave about {positions:,.0f} "
+        f"records, {size / 1e6:,.1f} MB. The first row supervises:"
+    )
+    print(repr(tokenizer.decode([label for label in sample[0].labels if label != -100])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""From hidden states to Top-M log-probabilities and log-sum-exp, tile by tile: tokens × vocabulary is never built.
+
+Log-sum-exp and Top-M cost more than the matmul if done naively. Both read a tile of logits once or twice while it is warm, and
+Top-M is exact in two stages: the M blocks of 64 ids with the largest maxima hold the M largest logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trl_reasoning_distill.teacher.records import TopKLogProbs
+
+_BLOCK = 64
+_TILE_BYTES_CPU, _TILE_BYTES_GPU = 1 << 25, 1 << 30
+
+
+class LanguageModelHead:
+    """A causal language model's output layer, with what its forward does to the logits afterwards.
+
+    Where the weight is a plain 16-bit matrix, logits are accumulated and kept in float32: at |z| = 20 a bfloat16 logit is only
+    known to 0.06, a thousand times the store's error.
+
+    Args:
+        model: A `transformers` causal language model.
+        token_ids: The ids that the tokenizer knows. All others are rows that pad the embedding: they count in the log-sum-exp,
+            since the model does give them mass, but never among the Top-M.
+    """
+
+    def __init__(self, model: Any, token_ids: Sequence[int]) -> None:
+        self.layer: nn.Module = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        # Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Falcon-H1 multiplies by `lm_head_multiplier`.
+        scale = (getattr(config, "logit_scale", None) or 1.0) * (getattr(config, "lm_head_multiplier", None) or 1.0)
+        self.scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
+        self.vocab_size: int = config.vocab_size
+        is_padding = torch.ones(self.vocab_size, dtype=torch.bool)
+        is_padding[[token for token in token_ids if token < self.vocab_size]] = False
+        self._padding = is_padding.nonzero().squeeze(1)
+        self.num_tokens = self.vocab_size - len(self._padding)
+        self._float_weight: Tensor | None = None
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`(n, H)` to `(n, V)`, float32, as the model's own forward makes them."""
+        logits = self._project(hidden)[:, : self.vocab_size]
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        layer = self.layer
+        if type(layer) is not nn.Linear or hasattr(
+            layer, "_hf_hook"
+        ):  # quantised, adapted, or moved in when it is called
+            return layer(hidden).float()
+        weight = layer.weight
+        if weight.dtype not in (torch.bfloat16, torch.float16):
+            return layer(hidden.to(weight.dtype)).float()
+        if weight.is_cuda:
+            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        else:
+            if self._float_weight is None:
+                self._float_weight = weight.float()
+            logits = hidden.float() @ self._float_weight.t()
+        return logits if layer.bias is None else logits + layer.bias.float()
+
+    @torch.inference_mode()
+    def records(self, hidden: Tensor, top_k: int, temperatures: Sequence[float]) -> TopKLogProbs:
+        """What the model says after each hidden state.
+
+        Args:
+            hidden: `(n, H)`, the last hidden states.
+            top_k: M.
+            temperatures: Temperatures for the log-sum-exp, 1.0 among them.
+        """
+        budget = _TILE_BYTES_GPU if hidden.is_cuda else _TILE_BYTES_CPU
+        rows = max(8, budget // (4 * self.vocab_size))
+        tiles = [self._tile(tile, top_k, temperatures) for tile in hidden.split(rows) if len(tile)]
+        return TopKLogProbs.concatenate([TopKLogProbs.empty(top_k, temperatures), *tiles])
+
+    def _tile(self, hidden: Tensor, top_k: int, temperatures: Sequence[float]) -> TopKLogProbs:
+        logits = self.logits(hidden)
+        peak = logits.amax(dim=-1, keepdim=True)
+        logits = logits - peak
+        lse = torch.stack([(logits / t if t != 1.0 else logits).exp().sum(dim=-1).log() for t in temperatures], dim=1)
+        one = lse[:, list(temperatures).index(1.0)]
+        logits[:, self._padding.to(logits.device)] = -torch.inf
+        values, ids = exact_top_k(logits, top_k)
+        lse = lse - one[:, None] / torch.tensor(temperatures, dtype=lse.dtype, device=lse.device)
+        return TopKLogProbs(
+            ids.to("cpu", torch.int32).numpy(),
+            (values - one[:, None]).cpu().numpy(),
+            lse.cpu().numpy(),
+            tuple(temperatures),
+        )
+
+
+def exact_top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, largest first, without sorting the row.
+
+    The k blocks with the largest maxima hold the k largest values: a value outside of them is no larger than k maxima.
+
+    Args:
+        logits: `(n, V)`.
+        k: How many, at most V.
+
+    Returns:
+        Values and indices, `(n, k)`.
+    """
+    rows, width = logits.shape
+    blocks = width // _BLOCK
+    if blocks <= 2 * k:
+        return logits.topk(k, dim=-1)
+    blocked = logits[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK))
+    best = blocked.amax(dim=-1).topk(k, dim=-1, sorted=False).indices
+    inside = torch.arange(_BLOCK, device=logits.device)
+    candidates = torch.cat(
+        [
+            (best[:, :, None] * _BLOCK + inside).flatten(1),
+            torch.arange(blocks * _BLOCK, width, device=logits.device).expand(rows, -1),
+        ],
+        dim=1,
+    )
+    values, places = logits.gather(1, candidates).topk(k, dim=-1)
+    return values, candidates.gather(1, places)

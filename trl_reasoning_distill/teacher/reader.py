@@ -1,0 +1,104 @@
+"""Reading with a teacher: rows of token ids in, records of the asked positions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from trl_reasoning_distill.teacher.head import LanguageModelHead
+from trl_reasoning_distill.teacher.records import TopKLogProbs
+
+
+class Reader(Protocol):
+    """Something that reads rows of token ids and says what it expected at the asked positions.
+
+    Attributes:
+        context_length: Most tokens in a row, or `None`.
+    """
+
+    context_length: int | None
+
+    def read(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[TopKLogProbs]:
+        """Per row, one record per position t: the distribution of token t given the tokens before it."""
+        ...
+
+
+class TransformersReader:
+    """A `transformers` model as teacher: hidden states from its body, the head only at the positions asked for.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        top_k: M.
+        temperatures: Temperatures for the log-sum-exp, 1.0 among them.
+        max_batch_tokens: Tokens per batch, padding included.
+
+    Raises:
+        ValueError: If M is larger than the vocabulary, or the model does something to its logits that is not known here.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, top_k: int, temperatures: Sequence[float], *, max_batch_tokens: int = 16384
+    ) -> None:
+        self.model, self.max_batch_tokens = model.eval(), max_batch_tokens
+        self.top_k, self.temperatures = top_k, tuple(temperatures)
+        self.body = model.get_decoder()
+        self.head = LanguageModelHead(model, list(tokenizer.get_vocab().values()))
+        self.pad_id = tokenizer.pad_token_id or 0
+        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if top_k > self.head.num_tokens:
+            raise ValueError(f"top_k = {top_k}, but the teacher has only {self.head.num_tokens} tokens.")
+        self._check_head(tokenizer)
+
+    @torch.inference_mode()
+    def _check_head(self, tokenizer: Any) -> None:
+        """Compare with the model's own logits on a few tokens: a scale unknown here must not pass unseen."""
+        ids = torch.tensor([tokenizer("1 + 1 = 2, as every child knows.")["input_ids"]], device=self.model.device)
+        own = self.model(input_ids=ids, use_cache=False).logits[0].float()[:, : self.head.vocab_size]
+        ours = self.head.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state[0])
+        difference = (own - ours.to(own.device)).abs().max().item()
+        # 16-bit logits are rounded to 1/128 of their size, ours are not; a missing factor or cap shows far above that.
+        tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.05) * max(1.0, own.abs().max().item())
+        if not difference <= tolerance:
+            raise ValueError(
+                f"{self.model.config.name_or_path} ({type(self.model).__name__}) does something to its logits that capture does not "
+                f"know: they differ by {difference:.3g} from the head's. Please report this architecture."
+            )
+
+    def read(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[TopKLogProbs]:
+        """See `Reader`; rows are put in batches of like length."""
+        results: dict[int, TopKLogProbs] = {}
+        for batch in self._batches([len(row) for row in rows]):
+            hidden = self._hidden([rows[i] for i in batch], [positions[i] for i in batch])
+            records = self.head.records(hidden, self.top_k, self.temperatures)
+            start = 0
+            for i in batch:
+                results[i] = records.take(slice(start, start := start + len(positions[i])))
+        return [results[i] for i in range(len(rows))]
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Row numbers by falling length, as many at a time as the budget allows; the largest batch comes first."""
+        batch: list[int] = []
+        for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            if batch and (len(batch) + 1) * lengths[batch[0]] > self.max_batch_tokens:
+                yield batch
+                batch = []
+            batch.append(number)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _hidden(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Hidden states `(n, H)` that predict the tokens at `positions`, row after row."""
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        device = self.model.device
+        states = self.body(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+        flat = [i * width + t - 1 for i, ts in enumerate(positions) for t in ts]
+        return states.flatten(0, 1)[torch.tensor(flat, dtype=torch.long, device=states.device)]
