@@ -7,7 +7,10 @@ in `_token_losses`; autograd differentiates that, and the gradient of a log-sum-
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass, fields
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -261,7 +264,8 @@ def _losses_and_gradient_(
     z = logits.gather(1, entries.ids).to(accumulator(logits.dtype)).masked_fill_(~entries.is_unique, LOG_ZERO)
     logits.scatter_(1, entries.ids, LOG_ZERO)  # what is left in the tile is the rest of the row
     temperature = 1.0 if targets.teacher is None else settings.temperature
-    rest = _rows.row_statistics(logits, temperature, rival=z.amax(-1))
+    kernels = _row_kernels(logits.device.type, logits.dtype)
+    rest = kernels.row_statistics(logits, temperature, z.amax(-1))
 
     with torch.set_grad_enabled(needs_grad):
         leaves = [z, rest.log_sum_exp] + ([rest.log_sum_exp_t] if temperature != 1.0 else [])
@@ -276,7 +280,7 @@ def _losses_and_gradient_(
     rest = _rows.RowStatistics(*(statistic.detach() for statistic in rest))
     grad_t = grads[2] / temperature if temperature != 1.0 else None
     scale, softcap = settings.logit_scale, settings.logit_softcap
-    _rows.row_gradient_(logits, rest, grads[1], grad_t, temperature, scale, softcap)
+    kernels.row_gradient_(logits, rest, grads[1], grad_t, temperature, scale, softcap)
     grad_z = grads[0] * scale
     if softcap is not None:
         grad_z = grad_z * (1 - (z.detach() / softcap).square())
@@ -284,6 +288,14 @@ def _losses_and_gradient_(
     if reference_gradient is not None:
         logits.add_(reference_gradient)
     return values
+
+
+@functools.cache
+def _row_kernels(device: str, dtype: torch.dtype) -> ModuleType:
+    """Triton's where there is a GPU and Triton (which ships with PyTorch for CUDA), else torch's."""
+    if device == "cuda" and dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
+        return importlib.import_module("trl_reasoning_distill.losses._triton_rows")
+    return _rows
 
 
 def _token_losses(
