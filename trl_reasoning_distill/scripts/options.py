@@ -123,12 +123,13 @@ def docstring(script: str) -> str:
 
 def _parser_dataclasses(tree: ast.Module, script: str) -> list[str]:
     """Names of the dataclasses that `make_parser` hands to its `TrlParser`."""
-    assigned = {_name(node.targets[0]): node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)}
+    assignments = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    assigned = {node.targets[0].id: node.value for node in assignments if isinstance(node.targets[0], ast.Name)}
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "make_parser"]
     calls: list[ast.AST] = [node for function in functions for node in ast.walk(function)]
     for call in calls:
         if isinstance(call, ast.Call) and (_name(call.func) or "").endswith("Parser") and call.args:
-            types = assigned.get(_name(call.args[0]), call.args[0])
+            types = assigned.get(_name(call.args[0]) or "", call.args[0])
             names = [_name(item) for item in (types.elts if isinstance(types, ast.Tuple | ast.List) else [types])]
             if all(names):
                 return [name for name in names if name]
