@@ -236,7 +236,14 @@ SOURCES: Mapping[str, SourceSpec] = {
     )
 }
 SOURCE_NAMES = (SOURCE_NAME, *SOURCES, "jsonl")
-_DEFAULT_COLUMNS = {"question": "question", "answer": "answer", "solution": "solution", "kind": "kind", "id": "id"}
+_DEFAULT_COLUMNS = {
+    "question": "question",
+    "answer": "answer",
+    "solution": "solution",
+    "kind": "kind",
+    "id": "id",
+    "source": "source",
+}
 
 
 def load_problems(

@@ -96,6 +96,18 @@ def verify_answers(
     return [verdict for verdict in verdicts if verdict is not None]
 
 
+def answer_key(output: str) -> str | None:
+    """A text that equal answers share, for counting votes: the number's value, or the answer without its typography.
+
+    Coarser than `verify_answer`: expressions that only algebra finds equal have different keys.
+    """
+    answer = extract_answer(output).answer
+    if answer is None:
+        return None
+    number = parse_number(answer)
+    return _canonical(answer) if number is None else str(number.value)
+
+
 def _decide(output: str, gold: str | None, tolerance: float) -> Verdict | Comparison:
     """The verdict, if it takes no algebra; else what the worker shall compare."""
     if gold is None or not gold.strip():
@@ -121,6 +133,8 @@ def _decide(output: str, gold: str | None, tolerance: float) -> Verdict | Compar
             return Verdict("correct", "numeric", f"{answer!r:.80} equals {gold_answer!r:.80}")
         if not (number.is_ambiguous or gold_number.is_ambiguous):
             return Verdict("incorrect", "numeric", f"{answer!r:.80} is not {gold_answer!r:.80}")
+    if gold_number is not None and "\\" not in answer and not any(character.isdigit() for character in answer):
+        return Verdict("incorrect", "numeric", f"{answer!r:.80} holds no number")
     return Comparison(_symbolic_pairs(output, answer, extracted.rule, gold, gold_answer))
 
 
