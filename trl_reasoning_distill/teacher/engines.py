@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import inspect
 import json
 import os
@@ -254,6 +255,12 @@ class EngineArguments:
                     f"{field.name}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
                 )
         return make_engine(kind, model, **options)
+
+
+def sample_seed(problem_id: str, sample: int, seed: int = 0) -> int:
+    """The seed of one sample: a hash of what identifies it, 0 ≤ seed < 2³¹, the same on any machine."""
+    digest = hashlib.blake2b(f"{seed}/{sample}/{problem_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") & 0x7FFFFFFF
 
 
 def parse_mapping(text: str, name: str) -> dict[str, Any]:

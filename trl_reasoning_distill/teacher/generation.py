@@ -8,7 +8,6 @@ of all files count as done, whatever the number of ranks then is.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from trl_reasoning_distill.teacher.engines import (
     SamplingConfig,
     in_chunks,
     launch_state,
+    sample_seed,
 )
 from trl_reasoning_distill.verification.verify import verify_answers
 
@@ -73,12 +73,6 @@ class GenerationConfig:
             raise ValueError(
                 "Several samples per problem at temperature=0 would all be the same text; set a temperature above 0."
             )
-
-
-def sample_seed(problem_id: str, sample: int, seed: int = 0) -> int:
-    """The seed of one sample: a hash of what identifies it, 0 ≤ seed < 2³¹, the same on any machine."""
-    digest = hashlib.blake2b(f"{seed}/{sample}/{problem_id}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") & 0x7FFFFFFF
 
 
 def build_messages(

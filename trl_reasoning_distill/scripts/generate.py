@@ -1,0 +1,137 @@
+"""Generate chains of thought: the teacher answers problems, n samples for each.
+
+    accelerate launch recipes/generate.py --config recipes/quickstart/generate.yaml
+    trl-distill generate --model Qwen/Qwen2.5-7B-Instruct --source gsm8k --num_samples 4 --temperature 0.8 --output_dir runs/x/generate
+
+Writes `problems.jsonl` (what was asked) and `traces.jsonl` (what was written: question, gold answer, completion, how it
+ended, tokens, seed) to `output_dir`. A killed run goes on where it stopped, also with another number of processes, and makes
+the same traces. `until_verified: 1` with `max_samples: 8` draws further samples only for problems without a right one yet.
+Then run `verify`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
+from trl_reasoning_distill.teacher.engines import EngineArguments
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+    from trl_reasoning_distill.data.schema import Problem
+    from trl_reasoning_distill.teacher.generation import GenerationConfig
+
+
+@dataclass
+class GenerateArguments(StageArguments):
+    """The teacher, and how often it is asked."""
+
+    model: str = field(
+        default="",
+        metadata={
+            "help": "The teacher: folder or hub name of a model or adapter; for a server, its name there. Required."
+        },
+    )
+    num_samples: int = field(default=1, metadata={"help": "Samples per problem."})
+    until_verified: int | None = field(
+        default=None,
+        metadata={"help": "Draw further samples for a problem until this many are right, at most max_samples."},
+    )
+    max_samples: int = field(default=8, metadata={"help": "Most samples per problem with until_verified."})
+    few_shot: str | None = field(
+        default=None,
+        metadata={"help": "JSONL of problems with solution and answer, shown to the teacher as earlier turns."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model:
+            raise ValueError("model is missing: say which model is the teacher, with --model or in the YAML.")
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options of this stage."""
+    from trl import TrlParser
+
+    dataclass_types = (GenerateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
+    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+
+
+@stage_main
+def main(args: list[str] | None = None) -> None:
+    """Run the stage."""
+    options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
+
+    from trl_reasoning_distill.data.manifest import StageRun
+    from trl_reasoning_distill.data.sources import load_problems
+    from trl_reasoning_distill.teacher.engines import launch_state
+    from trl_reasoning_distill.teacher.generation import GenerationConfig, generate
+
+    few_shot = load_problems(options.few_shot) if options.few_shot else []
+    config = GenerationConfig(
+        num_samples=options.num_samples,
+        until_verified=options.until_verified,
+        max_samples=options.max_samples,
+        seed=sampling.seed,
+        sampling=sampling.make_sampling(),
+        response_format=prompt.make_format(),
+        few_shot=tuple(few_shot),
+    )
+    problems = source.load()
+    state = launch_state()
+    if options.dry_run:
+        if state.is_main_process:
+            _print_plan(problems, config, options.model)
+        return
+    settings = {
+        key: value
+        for part in (options, source, prompt, sampling, engine)
+        for key, value in dataclasses.asdict(part).items()
+    }
+    inputs = {"model": options.model, "source": source.source} | (
+        {"few_shot": options.few_shot} if options.few_shot else {}
+    )
+    run = StageRun(
+        "generate",
+        options.output_dir,
+        settings,
+        inputs,
+        sampling.seed,
+        overwrite=options.overwrite,
+        is_main=state.is_main_process,
+    )
+    with run:
+        state.wait_for_everyone()
+        if run.is_finished:
+            if state.is_main_process:
+                print(f"generate: nothing to do, {options.output_dir} holds this run's result")
+            return
+        counts = generate(problems, engine.make_engine(options.model), config, options.output_dir)
+        if state.is_main_process:
+            result = (
+                f"{counts['traces']} traces for {counts['problems']} problems · {counts['cut']} cut at {sampling.max_new_tokens} tokens · "
+                f"{counts['tokens']:,} tokens ({counts['tokens_per_second']:,.0f} tokens/s)"
+            )
+            run.finish(counts, result)
+            print(f"generate: {result}")
+
+
+def _print_plan(problems: list[Problem], config: GenerationConfig, model: str) -> None:
+    """What a real run would do, and its first prompt."""
+    from trl_reasoning_distill.teacher.generation import build_messages
+
+    most = max(config.num_samples, config.max_samples) if config.until_verified else config.num_samples
+    samples = f"{config.num_samples} to {most}" if most > config.num_samples else f"{most}"
+    print(
+        f"generate: {model} would be asked for {samples} samples for each of {len(problems)} problems. The first conversation:"
+    )
+    for message in build_messages(problems[0].question, config.response_format, config.few_shot):
+        print(f"[{message['role']}] {message['content']}")
+
+
+if __name__ == "__main__":
+    main()
