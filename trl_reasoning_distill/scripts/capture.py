@@ -134,7 +134,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
     from trl import TrlParser
 
-    return TrlParser((CaptureArguments,), prog=prog)
+    return TrlParser((CaptureArguments,), prog=prog)  # type: ignore[arg-type]
 
 
 @stage_main
@@ -152,7 +152,10 @@ def main(args: list[str] | None = None) -> None:
             f"device_map={options.device_map!r} gives all devices to one process, but {state.num_processes} were launched. "
             f"Launch one process, or leave device_map out."
         )
-    rows, tokenizer, config = load_rows(options), load_tokenizer(options), options.make_config()
+    rows, config = load_rows(options), options.make_config()
+    tokenizer = load_tokenizer(
+        options.model, options.model_revision, options.chat_template_path, options.trust_remote_code
+    )
     if options.dry_run:
         if state.is_main_process:
             _print_plan(rows, tokenizer, options)
@@ -232,23 +235,23 @@ def _load_hub_rows(options: Any) -> list[dict[str, Any]]:
     return [dict(row) for row in dataset]
 
 
-def load_tokenizer(options: Any) -> Any:
-    """The teacher's tokenizer, with the chat template of `options.chat_template_path` if that is given."""
+def load_tokenizer(model: str, revision: str | None, chat_template_path: str | None, trust_remote_code: bool) -> Any:
+    """A model's tokenizer, with the chat template of a `.jinja` file or another model if that is given.
+
+    Raises:
+        ValueError: If there is no such tokenizer or template.
+    """
     from transformers import AutoTokenizer
 
-    trust = {"trust_remote_code": options.trust_remote_code}
+    trust = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model, revision=options.model_revision, **trust)
-        if options.chat_template_path:
-            path = Path(options.chat_template_path)
-            if path.suffix == ".jinja":
-                tokenizer.chat_template = path.read_text(encoding="utf-8")
-            else:
-                tokenizer.chat_template = AutoTokenizer.from_pretrained(
-                    options.chat_template_path, **trust
-                ).chat_template
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, **trust)
+        if chat_template_path and chat_template_path.endswith(".jinja"):
+            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+        elif chat_template_path:
+            tokenizer.chat_template = AutoTokenizer.from_pretrained(chat_template_path, **trust).chat_template
     except OSError as error:
-        raise ValueError(f"No tokenizer for {options.model}: {str(error).strip().splitlines()[0]}") from None
+        raise ValueError(f"No tokenizer or template for {model}: {str(error).strip().splitlines()[0]}") from None
     return tokenizer
 
 

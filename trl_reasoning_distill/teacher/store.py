@@ -216,7 +216,7 @@ class TopKStore:
         Args:
             expected: Values by fingerprint key, such as `tokenizer`, `chat_template`, `teacher`, `dtype`.
         """
-        found = self.fingerprint | {"tokenizer": self.tokenizer_fingerprint}
+        found = self.fingerprint | (self.manifest["aligned_to"] or {})  # an aligned store is made for the student
         return [
             f"{name} is {found.get(name)!r} in the store, {value!r} here"
             for name, value in expected.items()

@@ -38,7 +38,7 @@ class TopKStoreWriter:
         temperatures: Temperatures of the records' log-sum-exp, 1.0 among them.
         fingerprint: What made the records, as JSON values: teacher, revision, tokenizer, chat template, versions, …
         encoding: `"compact"` (about 47 bytes per position at M = 25) or `"lossless"` (the float32 bits).
-        aligned_to: For an aligned store, what it was aligned to.
+        aligned_to: For an aligned store, what it was aligned to; may be set until the block ends.
         block_size: Positions per block: the unit of reading.
         shard_blocks: Blocks per shard: the unit of a file.
 
@@ -68,7 +68,8 @@ class TopKStoreWriter:
                 f"top_k, block_size and shard_blocks are ≥ 1, found {top_k}, {block_size}, {shard_blocks}."
             )
         self._empty = TopKLogProbs.empty(top_k, temperatures)
-        self._fingerprint, self._aligned_to = dict(fingerprint), aligned_to and dict(aligned_to)
+        self._fingerprint = dict(fingerprint)
+        self.aligned_to = aligned_to
         self._encoding: Encoding = encoding
         self._block_size, self._shard_blocks = block_size, shard_blocks
         self._pending: list[TopKLogProbs] = []
@@ -147,7 +148,7 @@ class TopKStoreWriter:
             "block_size": self._block_size,
             "shard_blocks": self._shard_blocks,
             "fingerprint": self._fingerprint | {"rows": self._row_hashes.hexdigest()},
-            "aligned_to": self._aligned_to,
+            "aligned_to": self.aligned_to and dict(self.aligned_to),
             "rows_file": rows_file,
             "shards": self._shards,
         }

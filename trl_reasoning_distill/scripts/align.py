@@ -1,0 +1,143 @@
+"""Map a captured store to a student with another vocabulary or another tokenizer.
+
+    trl-distill align --store runs/x/capture --student Qwen/Qwen2.5-0.5B-Instruct --output_dir runs/x/align
+
+The teacher's ids become the student's: tokens of the same bytes, special tokens by their role. What the student does not have is
+dropped from the records, and its mass stays in the tail. Between different tokenizers a token gets a record only where teacher and
+student both have a token over the same bytes of the same text; `docs/concepts/alignment.md` has the shares that are kept for
+common pairs. For one tokenizer with a padded embedding (Qwen2.5 7B and 0.5B) nothing is lost.
+
+Writes `output_dir/store`; then `distill` with `teacher_logits: output_dir`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+
+@dataclass
+class AlignArguments(StageArguments):
+    """The teacher's store and the student it is for."""
+
+    store: str = field(default="", metadata={"help": "The teacher's store: the capture stage's folder. Required."})
+    student: str = field(default="", metadata={"help": "The student: folder or hub name of a model. Required."})
+    student_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a hub model."})
+    teacher_tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Folder or hub name of the teacher's tokenizer. Default: the teacher that the store names."},
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Tokens kept per position. Default: as many as the store has."}
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={"help": "Chat template to use instead of the student's: a .jinja file, or a model with one."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("store", "student"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: give it with --{name} or in the YAML.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is at least 1, found {self.top_k}.")
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options of this stage."""
+    from trl import TrlParser
+
+    return TrlParser((AlignArguments,), prog=prog)  # type: ignore[arg-type]
+
+
+@stage_main
+def main(args: list[str] | None = None) -> None:
+    """Run the stage."""
+    (options,) = parse_stage(make_parser(), args)
+
+    from trl_reasoning_distill.data.manifest import StageRun
+    from trl_reasoning_distill.scripts.capture import load_tokenizer
+    from trl_reasoning_distill.teacher.alignment import align_store
+    from trl_reasoning_distill.teacher.store import TopKStore
+
+    store = TopKStore.open(options.store)
+    teacher_name = options.teacher_tokenizer or store.fingerprint["teacher"]
+    trust = options.trust_remote_code
+    student = load_tokenizer(options.student, options.student_revision, options.chat_template_path, trust)
+    teacher = load_tokenizer(teacher_name, None, None, trust)
+    vocab_size = _vocab_size(options)
+    if options.dry_run:
+        _print_plan(store, teacher, student, vocab_size)
+        return
+    with StageRun(
+        "align",
+        options.output_dir,
+        dataclasses.asdict(options),
+        {"store": str(store.path), "student": options.student},
+        overwrite=options.overwrite,
+    ) as run:
+        if run.is_finished:
+            print(f"align: nothing to do, {options.output_dir} holds this run's result")
+            return
+        output = Path(options.output_dir) / "store"
+        shutil.rmtree(output, ignore_errors=True)  # a killed run left it; aligning takes minutes, so it starts again
+        report = align_store(
+            store,
+            student,
+            output,
+            teacher_tokenizer=teacher,
+            top_k=options.top_k,
+            student_vocab_size=vocab_size,
+            progress=True,
+        )
+        result = (
+            f"{report.kept_positions:,} of {report.positions:,} positions kept ({report.kept_share:.1%}) · "
+            f"{report.kept_mass:.4f} of {report.teacher_mass:.4f} Top-{store.top_k} mass kept there · "
+            f"{report.mapped_ids:,} of {report.teacher_ids:,} ids have a twin"
+        )
+        run.finish({"positions": report.positions, "kept_positions": report.kept_positions}, result)
+        print(f"align: {result}")
+
+
+def _vocab_size(options: AlignArguments) -> int | None:
+    """Rows of the student's embedding, if the student has a model configuration and not only a tokenizer."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            options.student, revision=options.student_revision, trust_remote_code=options.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return None
+    return config.get_text_config().vocab_size
+
+
+def _print_plan(store: Any, teacher: Any, student: Any, vocab_size: int | None) -> None:
+    """How much the two vocabularies share, and how much of the first rows' positions."""
+    import numpy as np
+
+    from trl_reasoning_distill.teacher.alignment import RowAligner
+
+    aligner = RowAligner(teacher, student, store.fingerprint, vocab_size)
+    sources = np.concatenate([aligner.align(store.row(i), store.example(i))[2] for i in range(min(100, store.rows))])
+    counts = aligner.id_counts()
+    print(
+        f"align: {counts['mapped_ids']:,} of {counts['teacher_ids']:,} teacher ids have a twin; "
+        f"{np.mean(sources >= 0):.1%} of the supervised positions of the first {min(100, store.rows)} rows would have a record"
+    )
+
+
+if __name__ == "__main__":
+    main()
