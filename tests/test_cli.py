@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +163,36 @@ def test_a_stage_really_starts_under_accelerate_and_its_error_is_one_line(tmp_pa
     assert [line for line in result.stderr.splitlines() if "error" in line.lower()] == [
         "error: model is missing: say which model is the teacher, with --model or in the YAML."
     ]
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_is_the_childs_to_answer_and_is_waited_for() -> None:
+    child = (
+        "import time\nprint('ready', flush=True)\n"
+        "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(0.5); print('saved', flush=True); raise SystemExit(130)"
+    )
+    parent = "import sys; from trl_reasoning_distill import launch; print(launch.run_command([sys.executable, '-c', sys.argv[1]]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, child],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert (output, error) == ("saved\n130\n", "")
+
+
+@pytest.mark.distributed
+def test_two_processes_say_it_once(tmp_path: Path) -> None:
+    result = run(
+        "generate", "--output_dir", str(tmp_path / "out"), "--accelerate_config", "cpu", "--num_processes", "2"
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("error: model is missing") == 1
     assert "Traceback" not in result.stderr
 
 

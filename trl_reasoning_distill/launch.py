@@ -44,10 +44,12 @@ def split_launch_options(args: Sequence[str], own: Sequence[str]) -> tuple[list[
     target = own_words
     for word in args:
         if word.startswith("--"):
-            flag = word.partition("=")[0]
+            flag, equals, value = word.partition("=")
+            target = own_words
             if flag not in own:
+                flag = "--" + flag[2:].replace("-", "_")  # accelerate takes both spellings; we look for one
                 stage.check_known([flag], [*own, *launcher_flags], "command line")
-            target = own_words if flag in own else launcher_words
+                word, target = f"{flag}{equals}{value}", launcher_words
         target.append(word)
     return launcher_words, own_words
 
@@ -176,11 +178,25 @@ def _usable_cores() -> int:
 
 
 def main() -> None:
-    """`accelerate launch`, but for Ctrl-C: its traceback would bury the line in which the stage says how to go on."""
+    """`accelerate launch` without its tracebacks, which would bury the line in which the stage says what was wrong."""
     from accelerate.commands.launch import main as accelerate_launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     signal.signal(signal.SIGINT, _leave_to_child)
-    accelerate_launch()
+    try:
+        accelerate_launch()
+    except SignalException:
+        raise SystemExit(130) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(
+                f"error: the process of rank {rank} was killed by {name} (out of memory, if nobody sent it).",
+                file=sys.stderr,
+            )
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
 
 
 if __name__ == "__main__":

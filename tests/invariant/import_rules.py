@@ -41,7 +41,7 @@ RULES = {
     "evaluation": Rule(internal=("verification", "data", "teacher.engines", "extras"), banned=TRL),
     "scripts": Rule(internal=("data", "verification", "teacher", "losses", "trainer", "evaluation", "extras")),
     "extras": Rule(internal=(), only=frozenset()),
-    "launch": Rule(internal=("scripts",), banned=HEAVY),
+    "launch": Rule(internal=("scripts",), banned=HEAVY - {"torch"}),  # only in the launcher's own process
     "pipeline": Rule(internal=("scripts", "launch", "data"), banned=HEAVY),
     "cli": Rule(internal=("scripts", "launch", "pipeline"), banned=HEAVY),
 }

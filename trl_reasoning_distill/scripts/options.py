@@ -80,7 +80,7 @@ def known_flags(options: Iterable[Option]) -> list[str]:
 
 @functools.lru_cache(maxsize=1)
 def launcher_flags() -> tuple[str, ...]:
-    """The long options of `accelerate launch`, read from its source as well, and our `--accelerate_config`."""
+    """The long options of `accelerate launch`, with underscores, read from its source as well; and our `--accelerate_config`."""
     path = _module_path("accelerate.commands.launch")
     calls = (
         node for node in ast.walk(_parse(path)) if isinstance(node, ast.Call) and _name(node.func) == "add_argument"
