@@ -46,29 +46,26 @@ class RecipeStage:
     Attributes:
         name: Its name in this recipe, and of its folder below `runs/RECIPE/`.
         script: The stage's script.
-        config_path: Its YAML.
-        options: What the YAML says.
-        moved: Those options that `--runs_dir` changes, to be given on the command line.
+        source: Its YAML in the recipe.
+        options: What the YAML says, with `--runs_dir` put in place.
+        config_path: The YAML to launch it with: `source`, or a file with `options` among the results if they differ.
     """
 
     name: str
     script: str
-    config_path: Path
+    source: Path
     options: dict[str, Any]
-    moved: dict[str, Any]
+    config_path: Path
 
     @property
     def output_dir(self) -> Path:
         """Where the stage writes."""
-        return Path({**self.options, **self.moved}["output_dir"])
+        return Path(self.options["output_dir"])
 
     @property
     def words(self) -> list[str]:
         """The stage's command line."""
-        words = ["--config", str(self.config_path)]
-        for key, value in self.moved.items():
-            words += [f"--{key}", *(_word(item) for item in (value if isinstance(value, list) else [value]))]
-        return words
+        return ["--config", str(self.config_path)]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -126,7 +123,7 @@ def read_recipe(recipe: Path, runs_dir: str = RUNS) -> list[RecipeStage]:
 def check_options(item: RecipeStage) -> None:
     """Refuse unknown options in a stage's YAML, before the first stage of a recipe is started."""
     known = [option.name for option in options.read_options(launch.script_path(item.script))]
-    stage.check_known([key for key in item.options if key != "env"], known, str(item.config_path))
+    stage.check_known([key for key in item.options if key != "env"], known, str(item.source))
 
 
 def is_done(
@@ -153,6 +150,8 @@ def _run_all(stages: Sequence[RecipeStage], run_folder: Path, launcher_words: li
             print(f"{label}: done before | {manifest.result}", flush=True)
             continue
         print(f"{label}: {shlex.join(_shown(item, launcher_words))}", flush=True)
+        if item.config_path != item.source:
+            write_json(item.config_path, item.options)  # JSON is YAML, and says each type exactly
         start = time.perf_counter()
         code = launch.run_command(_command(item, launcher_words, overwrite))
         seconds = _clock(time.perf_counter() - start)
@@ -219,10 +218,9 @@ def _read_stage(recipe: Path, entry: Any, runs_dir: str) -> RecipeStage:
         raise ValueError(
             f"{path}: output_dir must be {expected!r}, found {content.get('output_dir')!r}: other stages look for it there."
         )
-    moved = {} if Path(runs_dir) == Path(RUNS) else {key: _move(value, runs_dir) for key, value in content.items()}
-    return RecipeStage(
-        name, script, path, content, {key: value for key, value in moved.items() if value != content[key]}
-    )
+    options = _move(content, runs_dir)
+    moved_path = Path(runs_dir, recipe.resolve().name, "configs", f"{name}.yaml")
+    return RecipeStage(name, script, path, options, path if options == content else moved_path)
 
 
 def _move(value: Any, runs_dir: str) -> Any:
@@ -238,13 +236,9 @@ def _move(value: Any, runs_dir: str) -> Any:
     return value
 
 
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _effective(item: RecipeStage) -> dict[str, Any]:
     """A stage's options as JSON gives them back, so that they compare equal to a record on disk."""
-    return json.loads(json.dumps({**item.options, **item.moved}))
+    return json.loads(json.dumps(item.options))
 
 
 def _read_record(run_folder: Path) -> dict[str, Any]:
