@@ -20,6 +20,7 @@ from trl_reasoning_distill.losses import _rows
 from trl_reasoning_distill.losses.divergence import (
     LOG_ZERO,
     Divergence,
+    DivergenceFunction,
     Support,
     TopKTargets,
     accumulator,
@@ -58,7 +59,7 @@ class LossSettings:
     """What is the same for all tokens; see `fused_linear_distillation_loss`."""
 
     temperature: float
-    divergence: Divergence
+    divergence: Divergence | DivergenceFunction
     beta: float
     support: Support
     scale_by_t2: bool
@@ -325,14 +326,18 @@ def _token_losses(
         else:
             log_probs_t, log_rest_t = log_probs, log_rest
         teacher = entries.place(targets.teacher, start=1)
-        kd = topk_divergence(
-            log_probs_t,
-            teacher,
-            divergence=settings.divergence,
-            beta=settings.beta,
-            support=settings.support,
-            student_log_tail=log_rest_t,
-        )
+        if callable(settings.divergence):
+            has_target = (teacher > -torch.inf).any(-1)
+            kd = torch.where(has_target, settings.divergence(log_probs_t, teacher, log_rest_t), 0.0)
+        else:
+            kd = topk_divergence(
+                log_probs_t,
+                teacher,
+                divergence=settings.divergence,
+                beta=settings.beta,
+                support=settings.support,
+                student_log_tail=log_rest_t,
+            )
         if settings.scale_by_t2:
             kd = kd * temperature**2
         loss = loss + targets.kd_weight * kd

@@ -7,6 +7,7 @@ sees the vocabulary; `fused.py` feeds it from hidden states.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Support = Literal["tail", "renormalized"]
+DivergenceFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A divergence of one's own: `f(student_log_probs, teacher_log_probs, student_log_tail) -> (tokens,)`, differentiable in the
+student's; shapes `(tokens, k)`, `(tokens, k)`, `(tokens,)`, with -inf for the teacher at entries outside the support."""
 
 # Stands for log 0. Unlike -inf it keeps `0 * log 0`, `log 0 - log 0` and the gradients of logsumexp finite, and its
 # exponential is exactly 0 in every dtype. It fits in float16.
