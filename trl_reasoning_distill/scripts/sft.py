@@ -1,0 +1,48 @@
+"""Fine-tune a student on chains of thought.
+
+    accelerate launch recipes/sft.py --config recipes/quickstart/sft.yaml
+    trl-distill sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_path runs/x/verify --output_dir runs/x/sft
+
+Rows are those of `train.jsonl` (prompt and completion as messages), or any dataset that TRL's SFTTrainer takes. Rows longer than
+`max_length` are left out and counted. Writes `final_model/`, `trainer_state.json` and checkpoints; a killed run goes on from
+the newest. LoRA with `use_peft: true`, 4-bit with `load_in_4bit: true`, a KL term to the model as it was with
+`use_kl_regularization: true`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
+from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options of this stage."""
+    from trl import ModelConfig, TrlParser
+
+    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+
+    return TrlParser((TrainingDataArguments, ReasoningSFTConfig, ModelConfig), prog=prog)  # type: ignore[arg-type]
+
+
+@stage_main
+def main(args: list[str] | None = None) -> None:
+    """Run the stage."""
+    data, config, model = parse_stage(make_parser(), args)
+
+    from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+
+    rows = data.load()
+    if rows is None:
+        raise ValueError(
+            "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
+        )
+    run_training("sft", ReasoningSFTTrainer, data, config, model, rows=rows, inputs={})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What the training stages share: their data, the model, resuming, saving, and the line they end with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trl_reasoning_distill.scripts.stage import TrainingStageArguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+    from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+
+FINAL_MODEL = "final_model"
+
+
+@dataclass
+class TrainingDataArguments(TrainingStageArguments):
+    """Where the rows of a training come from."""
+
+    dataset_path: str | None = field(
+        default=None,
+        metadata={"help": "JSONL file of training rows, or the folder of the stage that wrote train.jsonl."},
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the hub, instead of dataset_path."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the hub dataset."})
+    eval_path: str | None = field(
+        default=None, metadata={"help": "JSONL file of rows for evaluation, or the folder of a stage that wrote them."}
+    )
+    eval_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of the rows that is held out for evaluation, drawn with data_seed or seed."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_path and self.dataset_name:
+            raise ValueError(
+                f"Both dataset_path ({self.dataset_path}) and dataset_name ({self.dataset_name}) are given; give one."
+            )
+        if not 0.0 <= self.eval_share < 1.0:
+            raise ValueError(f"eval_share={self.eval_share}: must be at least 0 and below 1.")
+        if self.eval_share and self.eval_path:
+            raise ValueError("Both eval_share and eval_path are given; give one.")
+
+    def load(self) -> Dataset | None:
+        """The rows, before any are held out; `None` if neither a path nor a name is given."""
+        from datasets import load_dataset
+
+        if self.dataset_name:
+            return load_dataset(self.dataset_name, self.dataset_config, split=self.dataset_split)
+        return load_rows(self.dataset_path) if self.dataset_path else None
+
+    def split(self, rows: Dataset, seed: int) -> tuple[Dataset, Dataset | None]:
+        """The rows to train on and those for evaluation, if any."""
+        if self.eval_path:
+            return rows, load_rows(self.eval_path)
+        if not self.eval_share:
+            return rows, None
+        parts = rows.train_test_split(test_size=self.eval_share, seed=seed)
+        return parts["train"], parts["test"]
+
+
+def load_rows(path: str | os.PathLike[str]) -> Dataset:
+    """The rows of a JSONL file, or of `train.jsonl` in a stage's folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no row.
+    """
+    from datasets import Dataset
+
+    from trl_reasoning_distill.data.files import read_jsonl
+
+    file = Path(path) / "train.jsonl" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"No training rows at {file}. Give a JSONL file, or the folder of the verify or select stage."
+        )
+    rows = Dataset.from_list(list(read_jsonl(file)))
+    if not len(rows):
+        raise ValueError(f"{file} holds no row: there is nothing to train on.")
+    return rows
+
+
+def run_training(
+    stage: str,
+    trainer_class: type[ReasoningSFTTrainer],
+    data: TrainingDataArguments,
+    config: ReasoningSFTConfig,
+    model: ModelConfig,
+    *,
+    rows: Dataset,
+    inputs: Mapping[str, str | os.PathLike[str]],
+) -> None:
+    """Train, save `final_model/` and `trainer_state.json`, write the manifest, and print one line.
+
+    A run that was killed goes on from its newest whole checkpoint.
+
+    Args:
+        stage: Name of the stage.
+        trainer_class: The trainer.
+        data: Where the rows come from.
+        config: The trainer's configuration.
+        model: The model, its adapter and quantisation.
+        rows: All rows, before any are held out.
+        inputs: Further inputs of the stage, for its manifest.
+    """
+    from accelerate import PartialState
+
+    from trl_reasoning_distill.data.manifest import StageRun
+
+    if not model.model_name_or_path:
+        raise ValueError(
+            "model_name_or_path is missing: say which model is trained, on the command line or in the YAML."
+        )
+    state = PartialState()
+    train_rows, eval_rows = data.split(rows, config.data_seed if config.data_seed is not None else config.seed)
+    if config.eval_strategy != "no" and eval_rows is None:
+        raise ValueError(f"eval_strategy={config.eval_strategy} without evaluation rows: give eval_share or eval_path.")
+    output_dir = Path(str(config.output_dir))
+    paths = {"model_name_or_path": model.model_name_or_path, **inputs}
+    paths |= {name: value for name in ("dataset_path", "dataset_name", "eval_path") if (value := getattr(data, name))}
+    settings = {**dataclasses.asdict(data), **config.to_dict(), **dataclasses.asdict(model)}
+    if data.dry_run:
+        if state.is_main_process:
+            held_out = f", {len(eval_rows):,} for evaluation" if eval_rows is not None else ""
+            print(
+                f"{stage}: {model.model_name_or_path} would be trained on {len(train_rows):,} rows{held_out}, into {output_dir}"
+            )
+        return
+    run = StageRun(
+        stage, output_dir, settings, paths, config.seed, overwrite=data.overwrite, is_main=state.is_main_process
+    )
+    with run:
+        state.wait_for_everyone()
+        if run.is_finished:
+            if state.is_main_process:
+                print(f"{stage}: nothing to do, {output_dir} holds this run's result")
+            return
+        trainer = make_trainer(trainer_class, config, model, train_rows, eval_rows)
+        if state.is_main_process:
+            for name, report in trainer.reports.items():
+                print(f"{stage}: {name} rows: {report}", flush=True)
+        checkpoint = config.resume_from_checkpoint or newest_checkpoint(output_dir)
+        if checkpoint and state.is_main_process:
+            print(f"{stage}: going on from {checkpoint}", flush=True)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if eval_rows is not None:
+            trainer.evaluate()
+        save_final_model(trainer, output_dir / FINAL_MODEL)
+        if state.is_main_process:
+            trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+            counts, result = summarize(trainer)
+            run.finish(counts, result)
+            print(f"{stage}: {result}")
+        if config.push_to_hub:
+            trainer.push_to_hub(dataset_name=data.dataset_name)
+        trainer.accelerator.end_training()
+
+
+def make_trainer(
+    trainer_class: type[ReasoningSFTTrainer],
+    config: ReasoningSFTConfig,
+    model: ModelConfig,
+    train_rows: Dataset,
+    eval_rows: Dataset | None,
+) -> ReasoningSFTTrainer:
+    """The trainer with its model, loaded as the options say."""
+    from trl import get_peft_config, get_quantization_config
+
+    loading = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    config.model_init_kwargs = loading | dict(config.model_init_kwargs or {})  # type: ignore[arg-type]
+    return trainer_class(
+        model.model_name_or_path,
+        config,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+    )
+
+
+def newest_checkpoint(output_dir: Path) -> str | None:
+    """The newest whole checkpoint of a run that was killed, or `None`.
+
+    A checkpoint is whole when it holds `trainer_state.json`, which transformers writes last, and that names its own step.
+    """
+    from transformers import TrainerState
+
+    numbered = [(int(path.name.partition("-")[2]), path) for path in output_dir.glob("checkpoint-[0-9]*")]
+    for step, path in sorted(numbered, reverse=True):
+        file = path / "trainer_state.json"
+        try:
+            if TrainerState.load_from_json(str(file)).global_step == step:
+                return str(path)
+        except (FileNotFoundError, ValueError):  # killed while it was written: the one before is whole
+            continue
+    return None
+
+
+def save_final_model(trainer: ReasoningSFTTrainer, path: Path) -> None:
+    """Save model and tokenizer, gathered from all ranks; the folder appears when it is whole. To be called on all ranks."""
+    accelerator, partial = trainer.accelerator, path.with_name(f".{path.name}.partial")
+    if trainer.is_fsdp_enabled:  # the default saves one shard per rank, which no `from_pretrained` reads
+        accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    trainer.save_model(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; the manifest says the same in JSON
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    accelerator.wait_for_everyone()
+
+
+def summarize(trainer: ReasoningSFTTrainer) -> tuple[dict[str, int | float], str]:
+    """What the manifest counts, and the stage's line: how much was trained, and where the losses began and ended."""
+    history, report = trainer.state.log_history, trainer.reports["train"]
+    counts: dict[str, int | float] = {
+        "steps": trainer.state.global_step,
+        "rows": report.rows,
+        "overlong_rows": report.overlong,
+        "supervised_tokens_seen": trainer.supervised_tokens_seen,
+        "tokens_seen": trainer.token_count.tokens,
+    }
+    line = [f"{counts['steps']:,} steps", f"{counts['supervised_tokens_seen']:,} supervised tokens"]
+    for name in ("loss", "sft_loss", "kd_loss", "kl_loss", "eval_loss", "eval_kd_loss"):
+        values = [entry[name] for entry in history if name in entry]
+        if values:
+            counts[name] = values[-1]
+            line.append(f"{name} {values[0]:.4f} → {values[-1]:.4f}" if len(values) > 1 else f"{name} {values[-1]:.4f}")
+    return counts, " · ".join(line)
