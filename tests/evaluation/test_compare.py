@@ -177,7 +177,8 @@ def test_pairs_that_make_sense():
 
 def test_any_names_can_play_the_roles():
     comparison = compare_models(rows({"x/0.5B": [0, 1], "x/0.5B+kd": [1, 1]}), control="x/0.5B", student="x/0.5B+kd")
-    assert comparison.headline == "x/0.5B+kd_vs_x/0.5B"
+    assert comparison.headline is comparison.paired["x/0.5B+kd_vs_x/0.5B"]
+    assert (comparison.headline.first, comparison.headline.second) == ("x/0.5B+kd", "x/0.5B")
 
 
 def test_comparison_json_has_the_promised_schema():

@@ -61,6 +61,8 @@ class PairedDifference:
     """One model against another, problem by problem.
 
     Attributes:
+        first: Name of the model that is asked about.
+        second: Name of the model that it is compared with.
         difference: Accuracy of the first minus that of the second, −1 to 1.
         ci95: Bootstrap interval over problems.
         p: Two-sided p-value of "neither is better"; not corrected for the number of comparisons.
@@ -70,6 +72,8 @@ class PairedDifference:
         broken: Problems on which it is worse.
     """
 
+    first: str
+    second: str
     difference: float
     ci95: Interval
     p: float
@@ -103,7 +107,7 @@ class Comparison:
     """All that is compared: per model, per pair, and both again per kind of problem.
 
     Attributes:
-        models: Result per model, in the order in which they occur in the predictions.
+        models: Result per model, in the order base, control, student, any others, teacher.
         paired: Difference per pair, by the name `"<first>_vs_<second>"`.
         gap_recovered: Share of the gap between base and teacher that the student recovers.
         gap_recovered_ci95: Its interval.
@@ -132,10 +136,10 @@ class Comparison:
         return plain
 
     @property
-    def headline(self) -> str | None:
-        """Name of the pair that answers the question of the whole run: student against control, else the first pair."""
+    def headline(self) -> PairedDifference | None:
+        """The pair that answers the question of the whole run: student against control, else the first pair."""
         asked = pair_name(self.roles.get(STUDENT, ""), self.roles.get(CONTROL, ""))
-        return asked if asked in self.paired else next(iter(self.paired), None)
+        return self.paired.get(asked) or next(iter(self.paired.values()), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +218,11 @@ def compare_models(
         if name in scores.models
     }
     pairs = comparison_pairs(scores.models, base=base, teacher=teacher, control=control, student=student)
+    place = {base: 0, control: 1, student: 2, teacher: 4}
     resampling = {"resamples": resamples, "seed": seed}
 
     models = {}
-    for name in scores.models:
+    for name in sorted(scores.models, key=lambda name: place.get(name, 3)):
         gap: tuple[float | None, Interval | None] = (None, None)
         if name not in (base, teacher) and base in roles.values() and teacher in roles.values():
             gap = _gap_recovered(scores.of(name), scores.of(base), scores.of(teacher), **resampling)
@@ -237,7 +242,7 @@ def compare_models(
         gap_recovered_ci95=models[student].gap_recovered_ci95 if student in models else None,
         gap_left_by_control_recovered=beyond_control,
         models_by_kind={
-            kind: {name: _accuracy(part.of(name), part.samples, **resampling) for name in part.models}
+            kind: {name: _accuracy(part.of(name), part.samples, **resampling) for name in models}
             for kind, part in by_kind.items()
         },
         paired_by_kind={kind: _paired(part, pairs, **resampling) for kind, part in by_kind.items()},
@@ -311,23 +316,21 @@ def _paired(
     scores: Scores, pairs: Iterable[tuple[str, str]], *, resamples: int, seed: int
 ) -> dict[str, PairedDifference]:
     return {
-        pair_name(first, second): _paired_difference(
-            scores.of(first), scores.of(second), scores.samples, resamples=resamples, seed=seed
-        )
+        pair_name(first, second): _paired_difference(scores, first, second, resamples=resamples, seed=seed)
         for first, second in pairs
     }
 
 
-def _paired_difference(
-    first: np.ndarray, second: np.ndarray, samples: int, *, resamples: int, seed: int
-) -> PairedDifference:
-    differences = first - second
+def _paired_difference(scores: Scores, first: str, second: str, *, resamples: int, seed: int) -> PairedDifference:
+    differences = scores.of(first) - scores.of(second)
     fixed, broken = int((differences > 0).sum()), int((differences < 0).sum())
-    if samples == 1:
+    if scores.samples == 1:
         test, p = "mcnemar_exact", mcnemar_exact(fixed, broken)
     else:
-        test, p = "paired_permutation", _permutation_p(first, second, resamples=resamples, seed=seed)
+        test, p = "paired_permutation", _permutation_p(scores.of(first), scores.of(second), resamples, seed)
     return PairedDifference(
+        first=first,
+        second=second,
         difference=float(differences.mean()),
         ci95=_bootstrap_mean(differences, lowest=-1.0, resamples=resamples, seed=seed),
         p=p,
@@ -344,7 +347,7 @@ def mcnemar_exact(fixed: int, broken: int) -> float:
     return float(stats.binomtest(fixed, discordant, 0.5).pvalue) if discordant else 1.0
 
 
-def _permutation_p(first: np.ndarray, second: np.ndarray, *, resamples: int, seed: int) -> float:
+def _permutation_p(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> float:
     """Two-sided p-value when the two models' names are swapped at random within problems."""
     result = stats.permutation_test(
         (first, second),
