@@ -275,6 +275,7 @@ def test_chunks_are_chosen_by_memory():
     assert default_chunk_size(hidden[:1792], needs_head_grad=True) == 1792
     assert 448 <= default_chunk_size(hidden, needs_head_grad=True) <= 896
     assert default_chunk_size(hidden, needs_head_grad=False) <= 256
+    assert default_chunk_size(hidden[:1792].float(), needs_head_grad=True) == 256
     assert default_chunk_size(hidden[:0], needs_head_grad=True) == 1
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from trl_reasoning_distill.losses._head import FusedHead, LinearReference, LossSettings, TokenTargets, TokenValues
 from trl_reasoning_distill.losses.divergence import (
     Divergence,
+    DivergenceFunction,
     Support,
     TopKTargets,
     accumulator,
@@ -73,7 +74,7 @@ def fused_linear_distillation_loss(
     kd_weight: float | Float[Tensor, " tokens"] = 0.0,
     kl_weight: float | Float[Tensor, " tokens"] = 0.0,
     temperature: float = 1.0,
-    divergence: Divergence = "forward_kl",
+    divergence: Divergence | DivergenceFunction = "forward_kl",
     beta: float = 0.5,
     support: Support = "tail",
     top_p: float = 1.0,
@@ -107,7 +108,8 @@ def fused_linear_distillation_loss(
         kd_weight: weight of the distillation loss.
         kl_weight: weight of the KL to the reference.
         temperature: T > 0, of the distillation loss only.
-        divergence: see `topk_divergence`; so are `beta`, `support` and `top_p`.
+        divergence: see `topk_divergence`; so are `beta`, `support` and `top_p`. Or a `DivergenceFunction`, which is
+            differentiated by autograd.
         beta: interpolation of `"jsd"`.
         support: `"tail"` or `"renormalized"`.
         top_p: adaptive K.
@@ -128,7 +130,7 @@ def fused_linear_distillation_loss(
     Source: Hinton et al. 2015 (arXiv:1503.02531), section 2, for T²; Wijmans et al. 2024 (arXiv:2411.09009) and
     Hsu et al. 2024 (arXiv:2410.10989) for the head in chunks with the gradient in the forward pass.
     """
-    check_divergence(divergence, beta, support, top_p)
+    check_divergence("forward_kl" if callable(divergence) else divergence, beta, support, top_p)
     _check_settings(temperature, kl_direction, logit_softcap, chunk_size)
     _check_shapes(hidden, weight, labels, bias, teacher, reference)
     weights = {"sft_weight": sft_weight, "kd_weight": kd_weight, "kl_weight": kl_weight}
@@ -167,19 +169,15 @@ def fused_linear_distillation_loss(
 def default_chunk_size(hidden: Float[Tensor, "tokens hidden"], needs_head_grad: bool) -> int:
     """Supervised tokens per chunk: few enough to be lean, enough to keep the matmuls fast.
 
-    Without a gradient for the head, a small chunk costs nothing. With one, a single chunk needs no float32 sum of the
-    head's gradient; so as long as its logits are not larger than that sum (`4 * hidden / itemsize` tokens), one chunk
-    is both faster and leaner. Beyond, each chunk adds a pass over that sum, which the matmuls of `hidden` tokens hide.
+    A small chunk costs nothing where the head's gradient is not needed, or is summed in place (float32). In bfloat16
+    the sum is a float32 tensor of its own, and each chunk adds a pass over it. So one chunk does without it while its
+    logits are no larger (2 * hidden tokens); beyond, the matmuls of `hidden` tokens per chunk hide the pass.
     """
     tokens, width = hidden.shape
-    on_cpu = hidden.device.type == "cpu"
-    if not needs_head_grad:
-        chunk = 256 if on_cpu else 2048
-    elif tokens <= 4 * width // hidden.element_size():
-        return max(1, tokens)
-    else:
-        chunk = max(256, width) if on_cpu else max(2048, width)
-    chunks = max(1, -(-tokens // chunk))
+    chunk = 256 if hidden.device.type == "cpu" else 2048
+    if needs_head_grad and hidden.dtype != accumulator(hidden.dtype):
+        chunk = tokens if tokens <= 2 * width else max(chunk, width)
+    chunks = max(1, -(-tokens // max(1, chunk)))
     return max(1, -(-tokens // chunks))
 
 
