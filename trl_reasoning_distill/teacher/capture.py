@@ -83,8 +83,11 @@ class CaptureResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Anchored:
-    """A row as the student reads it, as the teacher reads it, and where in the latter the supervised tokens stand."""
+class AnchoredRow:
+    """A row as the student reads it, as the teacher reads it, and where in the latter the supervised tokens stand.
+
+    `example` is its text, with the teacher's prompt if that is another one.
+    """
 
     example: Row
     input_ids: list[int]
@@ -155,9 +158,9 @@ def _write_unit(
     """Let the teacher read a unit and write it down; returns the tokens read."""
     limit = min(config.max_length or sys.maxsize, teacher.context_length or sys.maxsize)
     left_out = {"too_long": 0, "not_anchored": 0}
-    kept: list[_Anchored] = []
+    kept: list[AnchoredRow] = []
     for row in rows:
-        anchored = _anchor(tokenizer, row, config)
+        anchored = anchor_row(tokenizer, row, config)
         if anchored is None:
             left_out["not_anchored"] += 1
         elif max(len(anchored.input_ids), len(anchored.teacher_ids)) > limit:
@@ -203,7 +206,7 @@ def _join(parts: Path, units: int, output: Path, config: CaptureConfig, fingerpr
                 writer.add(row.input_ids, row.labels, records, store.example(number))
 
 
-def _anchor(tokenizer: Any, row: Row, config: CaptureConfig) -> _Anchored | None:
+def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow | None:
     """Tokenize a row for student and teacher; `None` if the supervised tokens are not the same for both."""
     options: dict[str, Any] = {
         "assistant_only": config.assistant_only,
@@ -213,12 +216,14 @@ def _anchor(tokenizer: Any, row: Row, config: CaptureConfig) -> _Anchored | None
     student = tokenize_example(tokenizer, example, **options)
     teacher = student
     if config.teacher_prompt is not None or row.get(TEACHER_PROMPT) is not None:
-        teacher = tokenize_example(tokenizer, example | {"prompt": _teacher_prompt(row, config)}, **options)
+        prompt = _teacher_prompt(row, config)
+        teacher = tokenize_example(tokenizer, example | {"prompt": prompt}, **options)
+        example[TEACHER_PROMPT] = prompt
     positions = _supervised(teacher.labels)
     asked = [student.input_ids[t] for t in _supervised(student.labels)]
     if asked != [teacher.input_ids[t] for t in positions]:
         return None
-    return _Anchored(example, student.input_ids, student.labels, teacher.input_ids, positions)
+    return AnchoredRow(example, student.input_ids, student.labels, teacher.input_ids, positions)
 
 
 def _teacher_prompt(row: Row, config: CaptureConfig) -> Any:

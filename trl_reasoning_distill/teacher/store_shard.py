@@ -50,7 +50,7 @@ def write_shard(path: Path, records: TopKLogProbs, *, block_size: int, encoding:
     Returns:
         The shard's entry in the manifest: positions, bytes, and the hashes of the header and of the whole file.
     """
-    table, ranks = _by_frequency(records.ids)
+    table, ranks = rank_ids(records.ids)
     blocks = []
     for start in range(0, len(records), block_size):
         rows = slice(start, start + block_size)
@@ -160,7 +160,7 @@ class Shard:
 _DAMAGED = "The file was edited, damaged, or belongs to another store: copy the store again as a whole."
 
 
-def _by_frequency(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
+def rank_ids(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
     """The distinct ids, most frequent first (ties by id), and the place of each id among them."""
     distinct, places, counts = np.unique(ids, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")

@@ -1,0 +1,148 @@
+"""Look into a Top-K store, and check it.
+
+    trl-distill store inspect runs/x/capture       what is in it, and what made it
+    trl-distill store verify runs/x/capture        is every byte and every row right?
+    trl-distill store audit runs/x/capture         let the teacher read some rows again, and compare
+
+`audit` prints the divergence between teacher and store in nats, the mass of the K most likely tokens, and bytes per position;
+`--plot audit.png` draws them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+    from trl_reasoning_distill.teacher.store import TopKStore
+
+ACTIONS = ("inspect", "verify", "audit")
+
+
+@dataclass
+class StoreArguments:
+    """Which store, and what to do with it."""
+
+    action: str = field(default="inspect", metadata={"help": "inspect, verify or audit; also as the first word."})
+    path: str = field(
+        default="", metadata={"help": "The store, or the folder of its stage; also as the second word. Required."}
+    )
+    num_rows: int = field(default=64, metadata={"help": "[audit] Rows that the teacher reads again."})
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "[audit] Folder or hub name of the teacher. Default: the one that the store names."},
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "[audit] Chat template of the capture, if it was not the teacher's own."}
+    )
+    plot: str | None = field(
+        default=None, metadata={"help": "[audit] File for a plot, such as audit.png; needs matplotlib."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "[audit] Run code that comes with a hub model. Off unless you trust it."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS:
+            raise ValueError(f"{self.action!r} is nothing that can be done with a store; choose {', '.join(ACTIONS)}.")
+        if not self.path:
+            raise ValueError(f"path is missing: trl-distill store {self.action} PATH.")
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options of this command."""
+    from trl import TrlParser
+
+    return TrlParser((StoreArguments,), prog=prog)  # type: ignore[arg-type]
+
+
+@stage_main
+def main(args: list[str] | None = None) -> None:
+    """Run the command; the first words may stand without `--action` and `--path`."""
+    words = list(sys.argv[1:] if args is None else args)
+    for position, name in enumerate(("--action", "--path")):
+        if len(words) > 2 * position and not words[2 * position].startswith("--"):
+            words.insert(2 * position, name)
+    (options,) = parse_stage(make_parser(), words)
+
+    from trl_reasoning_distill.teacher.store import TopKStore
+
+    store = TopKStore.open(options.path)
+    if options.action == "inspect":
+        _inspect(store)
+    elif options.action == "verify":
+        for line in store.verify():
+            print(f"right: {line}")
+        print(f"store: every byte of {store.path} is right")
+    else:
+        _audit(store, options)
+
+
+def _inspect(store: TopKStore) -> None:
+    manifest, fingerprint = store.manifest, store.fingerprint
+    size = sum(entry["bytes"] for entry in manifest["shards"])
+    print(f"{store.path}: {len(store):,} positions of {store.rows:,} rows ({manifest['tokens']:,} tokens)")
+    print(
+        f"  Top-{store.top_k} at T = {', '.join(f'{t:g}' for t in store.temperatures)}, {manifest['encoding']} · "
+        f"{size:,} bytes in {len(manifest['shards'])} shards ({size / max(1, len(store)):.1f} per position) + "
+        f"{manifest['rows_file']['bytes']:,} bytes of rows"
+    )
+    for name, value in fingerprint.items():
+        if name != "temperatures":
+            print(f"  {name}: {value}")
+    if manifest["aligned_to"]:
+        print("  aligned to:")
+        for name, value in manifest["aligned_to"].items():
+            print(f"    {name}: {value}")
+
+
+def _audit(store: TopKStore, options: StoreArguments) -> None:
+    from trl_reasoning_distill.scripts.capture import load_tokenizer
+    from trl_reasoning_distill.teacher.audit import audit_store, plot_audit
+    from trl_reasoning_distill.teacher.engine_transformers import TransformersEngine
+    from trl_reasoning_distill.teacher.reader import TransformersReader
+
+    made_with = store.fingerprint
+    teacher = options.teacher or made_with["teacher"]
+    tokenizer = load_tokenizer(teacher, None, options.chat_template_path, options.trust_remote_code)
+    engine = TransformersEngine.from_pretrained(
+        teacher,
+        dtype=made_with.get("dtype", "auto"),
+        quantization=made_with.get("quantization"),
+        attn_implementation=made_with.get("attn_implementation"),
+        trust_remote_code=options.trust_remote_code,
+    )
+    reader = TransformersReader(
+        engine.model,
+        tokenizer,
+        store.top_k,
+        store.temperatures,
+        max_batch_tokens=made_with.get("max_batch_tokens", 16384),
+    )
+    audit = audit_store(store, reader, tokenizer, num_rows=options.num_rows)
+    print(f"read again: {audit.rows} rows, {audit.positions:,} positions")
+    print(
+        f"KL(teacher ‖ stored): mean {audit.kl.mean():.2e}, 99 % below {_percentile(audit.kl):.2e}, worst {audit.kl.max():.2e} nats"
+    )
+    print("mass of the Top-K: " + ", ".join(f"K = {k}: {mass:.4f}" for k, mass in audit.coverage.items()))
+    print(
+        f"most likely token is the stored one: {audit.same_top1:.2%} · {audit.bytes_per_position:.1f} bytes per position"
+    )
+    if options.plot:
+        plot_audit(audit, options.plot)
+        print(f"plot: {options.plot}")
+
+
+def _percentile(values: Any) -> float:
+    import numpy as np
+
+    return float(np.percentile(values, 99))
+
+
+if __name__ == "__main__":
+    main()
