@@ -16,12 +16,13 @@ Only what stands after the reasoning counts, and there the *last* commitment:
 | `none` | nothing was found |
 
 The first four are equals: whichever stands last wins. If the model takes its answer back ("Wait, …") and goes on to another, the
-other one counts. Every scan is linear in the text: no rule backtracks.
+other one counts. Only the last 50,000 characters are searched, each rule in one pass: no rule backtracks.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ THOUGHT_TAGS = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thou
 MAX_ANSWER = 2000
 """Characters; nothing longer is taken for a final answer."""
 _MAX_WHOLE = 120
-_MAX_TAIL = 20_000  # the weak rules look at the end of the text only
+_MAX_TAIL = 50_000  # nobody commits to an answer and then goes on for longer than that
+_MAX_PHRASES = 50
 
 NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.,])[-+−]?[ ]?[$€£¥]?[ ]?(?:\d{1,3}(?:[, ]\d{3}){1,8}(?!\d)(?:\.\d{1,40})?|\d{1,80}(?:[.,]\d{1,80})?|\.\d{1,80})(?:[eE][-+]?\d{1,4}|/\d{1,80})?"
@@ -70,16 +72,15 @@ def extract_answer(text: str) -> ExtractedAnswer:
     committed = committed_text(text)
     if committed is None:
         return ExtractedAnswer(None, "unfinished_reasoning")
+    committed = committed[-_MAX_TAIL:]
     found = _last_marked(committed)
     if found is None:
         return _extract_unmarked(committed)
     end, answer, rule = found
-    withdrawn = None
-    for withdrawn in _RETRACTION.finditer(committed, end):  # noqa: B007
-        pass
-    if withdrawn is not None:
-        later = _extract_unmarked(committed[withdrawn.end() :])
-        if later.answer is not None and later.rule in ("math", "last_number", "therefore"):
+    withdrawn = deque(_RETRACTION.finditer(committed, end), maxlen=1)
+    if withdrawn:
+        later = _last_math_or_number(committed[withdrawn[0].end() :])
+        if later.answer is not None:
             return later
     return ExtractedAnswer(answer, rule)
 
@@ -133,9 +134,10 @@ def _last_marked(text: str) -> tuple[int, str, str] | None:
 
 def _last_hash(text: str) -> tuple[int, str, str] | None:
     last = None
+    text_end = len(text.rstrip())
     for match in _HASH.finditer(text):
         answer = _clean(match.group(1))
-        is_last_line = not text[match.end() :].strip()
+        is_last_line = match.end() >= text_end
         if answer and (is_last_line or (NUMBER.match(answer) and not _HEADING.match(answer))):
             last = (match.end(), answer, "hash")
     return last
@@ -161,23 +163,19 @@ def _last_boxes(text: str) -> tuple[int, str, str] | None:
 
 
 def _last_phrase(text: str) -> tuple[int, str, str] | None:
-    last = None
-    for match in _PHRASE.finditer(text):
-        line_end = text.find("\n", match.end())
-        line_end = len(text) if line_end < 0 else line_end
-        payload, end = text[match.end() : line_end], line_end
+    for match in reversed(deque(_PHRASE.finditer(text), maxlen=_MAX_PHRASES)):
+        payload, _, rest = text[match.end() : match.end() + MAX_ANSWER].partition("\n")
         if not payload.strip(" *_"):  # the answer stands on the next line
-            rest = text[line_end : line_end + MAX_ANSWER].lstrip()
-            payload = rest.partition("\n")[0]
-            end = min(len(text), text.find(payload, line_end) + len(payload)) if payload else line_end
-        answer = _sentence(payload[:MAX_ANSWER])
+            payload = rest.lstrip().partition("\n")[0]
+        answer = _sentence(payload)
         if (
             answer
             and "\\boxed" not in answer
-            and (is_short(answer) or any(True for _ in math_segments(answer)) or NUMBER.search(answer))
+            and (is_short(answer) or any(math_segments(answer)) or NUMBER.search(answer))
         ):
-            last = (match.end() if not answer else end, answer, "final_answer" if match.group(1) else "answer_is")
-    return last
+            end = text.find(answer, match.end()) + len(answer)
+            return end, answer, "final_answer" if match.group(1) else "answer_is"
+    return None
 
 
 def _extract_unmarked(text: str) -> ExtractedAnswer:
@@ -185,26 +183,20 @@ def _extract_unmarked(text: str) -> ExtractedAnswer:
     whole = _clean(text)
     if whole and is_short(whole):
         return ExtractedAnswer(whole, "whole")
-    tail = text[-_MAX_TAIL:]
-    therefore = None
-    for therefore in _THEREFORE.finditer(tail):  # noqa: B007
-        pass
-    if therefore is not None:
-        sentence = _sentence(tail[therefore.end() : therefore.end() + MAX_ANSWER])
+    therefore = deque(_THEREFORE.finditer(text), maxlen=1)
+    if therefore:
+        sentence = _sentence(text[therefore[0].end() : therefore[0].end() + MAX_ANSWER])
         found = _last_math_or_number(sentence)
         if found.answer is not None:
             return ExtractedAnswer(found.answer, "therefore")
         if sentence and is_short(sentence):
             return ExtractedAnswer(sentence, "therefore")
-    return _last_math_or_number(tail)
+    return _last_math_or_number(text)
 
 
 def _last_math_or_number(text: str) -> ExtractedAnswer:
-    segment = number = None
-    for segment in math_segments(text):  # noqa: B007
-        pass
-    for number in NUMBER.finditer(text):  # noqa: B007
-        pass
+    segment = next(iter(deque(math_segments(text), maxlen=1)), None)
+    number = next(iter(deque(NUMBER.finditer(text), maxlen=1)), None)
     if segment is not None and segment[2] and (number is None or segment[1] >= number.end()):
         return ExtractedAnswer(segment[2][:MAX_ANSWER], "math")
     if number is not None:

@@ -1,0 +1,102 @@
+"""Mixtures: counts and weights add up, kinds balance, fallbacks are loud, seeds fix everything; and the stage that writes them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
+from trl_reasoning_distill.data.mixture import balance_by_kind, load_mixture
+from trl_reasoning_distill.data.schema import Problem
+from trl_reasoning_distill.data.sources import SourceUnavailableError, load_problems
+from trl_reasoning_distill.scripts import data
+
+
+def test_counts_of_real_sources_shuffled_by_the_seed(shared_data: Path) -> None:
+    wanted = {"gsm8k": 30, "gsm_hard": 10, "synthetic_arithmetic": 5}
+    mixture = load_mixture(wanted, seed=1, data_dir=str(shared_data))
+    assert Counter(problem.source for problem in mixture.problems) == wanted == mixture.counts
+    assert len({problem.source for problem in mixture.problems[:12]}) > 1, "not one source after the other"
+    assert load_mixture(wanted, seed=1, data_dir=str(shared_data)).problems == mixture.problems
+    assert load_mixture(wanted, seed=2, data_dir=str(shared_data)).problems != mixture.problems
+
+
+@pytest.mark.parametrize(("weights", "total"), [((3, 1), 10), ((1, 1), 7), ((0.2, 0.8), 13)])
+def test_weights_share_the_total(weights: tuple[float, float], total: int, shared_data: Path) -> None:
+    settings = {"gsm8k": {"weight": weights[0]}, "svamp": {"weight": weights[1]}}
+    counts = load_mixture(settings, total=total, data_dir=str(shared_data)).counts
+    assert sum(counts.values()) == total
+    assert abs(counts["gsm8k"] - total * weights[0] / sum(weights)) < 1
+
+
+def test_balance_by_kind(shared_data: Path) -> None:
+    problems = load_problems("svamp", data_dir=str(shared_data))
+    kinds = Counter(problem.kind for problem in balance_by_kind(problems, 100))
+    assert kinds == dict.fromkeys(kinds, 25)
+    few = [Problem(str(i), "q", "1", "s", kind="rare" if i < 2 else "common") for i in range(50)]
+    assert Counter(problem.kind for problem in balance_by_kind(few, 10)) == {"rare": 2, "common": 8}
+    assert len(balance_by_kind(few, 100)) == 50
+    mixture = load_mixture({"svamp": {"count": 40, "balance_by_kind": True}}, data_dir=str(shared_data))
+    assert set(Counter(problem.kind for problem in mixture.problems).values()) == {10}
+
+
+def test_a_fallback_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"gsm8k": {"count": 4, "fallback": "synthetic_arithmetic"}}
+    with caplog.at_level(logging.WARNING):
+        mixture = load_mixture(settings, data_dir=str(tmp_path))
+    assert {problem.source for problem in mixture.problems} == {"synthetic_arithmetic"}
+    assert "CANNOT BE HAD" in caplog.text
+    with pytest.raises(SourceUnavailableError):
+        load_mixture({"gsm8k": 4}, data_dir=str(tmp_path))
+
+
+def test_errors_teach(tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for mixture, message in (
+        ({}, "empty"),
+        ({"gsm8k": 0}, "positive"),
+        ({"gsm8k": {"count": 1, "weight": 1}}, "either a count or a weight"),
+        ({"gsm8k": {"number": 1}}, "unknown settings"),
+        ({"gsm8k": {"weight": 1}}, "need a total"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_mixture(mixture)
+    with pytest.raises(ValueError, match="add up to 3"):
+        load_mixture({"gsm8k": 3}, total=5)
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, [{"id": "same", "question": "q", "answer": "1"}])
+    with pytest.raises(ValueError, match="distinct ids"):
+        load_mixture({str(tmp_path / "a.jsonl"): 1, str(tmp_path / "b.jsonl"): 1})
+    load_mixture({str(tmp_path / "a.jsonl"): 9})
+    assert "has 1 problems, not the 9" in caplog.text
+
+
+def test_the_stage_writes_problems_that_load_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shared_data: Path
+) -> None:
+    own = tmp_path / "own.jsonl"
+    write_jsonl(own, [{"question": "1+1?", "answer": "2"}, {"question": "?"}])
+    output = tmp_path / "data"
+    mixture = f'{{"synthetic_arithmetic": 5, "{own}": 2}}'
+    arguments = [
+        "--mixture",
+        mixture,
+        "--output_dir",
+        str(output),
+        "--tokenizer",
+        str(shared_data / "models" / "stories260K"),
+    ]
+    data.main(arguments)
+    out = capsys.readouterr().out
+    assert "data: 6 problems of 2 sources, 1 rows left out" in out
+    assert "question tokens" in out
+    assert "fit 1024" in out
+    again = load_problems(str(output / "problems.jsonl"))
+    assert Counter(problem.source for problem in again) == {"synthetic_arithmetic": 5, "own": 1}
+    assert [problem.to_row() for problem in again] == list(read_jsonl(output / "problems.jsonl"))
+    (rejected,) = read_jsonl(output / "rejected.jsonl")
+    assert "no column 'answer'" in rejected["reason"]
+    data.main(arguments)
+    assert "nothing to do" in capsys.readouterr().out

@@ -1,0 +1,182 @@
+"""Several sources as one set of problems: so many from each, balanced by kind, in an order that the seed fixes.
+
+    load_mixture({"numinamath_qwq": 5000, "gsm8k": 3000, "gsm_hard": {"count": 1000, "balance_by_kind": True}}, seed=0)
+    load_mixture({"gsm8k": {"weight": 3}, "svamp": {"weight": 1, "split": "test"}}, total=2000, data_dir="copies")
+
+A source that cannot be had is an error; or, if it names a `fallback`, that one takes its place, and this is said loudly.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl_reasoning_distill.data.schema import Problem
+from trl_reasoning_distill.data.sources import RejectedRow, SourceUnavailableError, read_source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One source of a mixture.
+
+    Attributes:
+        source: Name, path or `hub:` id, as `load_problems` takes it.
+        count: How many problems; this or `weight`.
+        weight: Share of the mixture's total, relative to the other weights.
+        split: Which part of the source.
+        balance_by_kind: Take as many of each kind as possible instead of the source's own proportions; reads the whole source.
+        fallback: Source that takes its place if it cannot be had.
+        options: Further options of the source.
+    """
+
+    source: str
+    count: int | None = None
+    weight: float | None = None
+    split: str | None = None
+    balance_by_kind: bool = False
+    fallback: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.count is None) == (self.weight is None):
+            raise ValueError(
+                f"Give {self.source!r} in the mixture either a count or a weight; found {self.count} and {self.weight}."
+            )
+        if (self.count is not None and self.count < 1) or (self.weight is not None and self.weight <= 0):
+            raise ValueError(
+                f"{self.source!r} in the mixture needs a positive count or weight; found {self.count or self.weight}."
+            )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Problems of several sources, shuffled; and of each source how many came, and which rows were left out."""
+
+    problems: list[Problem]
+    counts: dict[str, int]
+    rejected: list[RejectedRow]
+
+
+def load_mixture(
+    mixture: Mapping[str, int | Mapping[str, Any]],
+    *,
+    total: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+) -> Mixture:
+    """Read a mixture.
+
+    Args:
+        mixture: Source to its count, or to the fields of a `Component`.
+        total: Problems in all, for the components with weights.
+        seed: Of the samples and of the order.
+        data_dir: Folder with local copies of named sources.
+
+    Raises:
+        SourceUnavailableError: If a source without a fallback cannot be had.
+        ValueError: If a component is wrong, weights stand without a total, or two sources share the id of a problem.
+    """
+    components = _parse(mixture)
+    counts = _allot(components, total)
+    problems: dict[str, Problem] = {}
+    taken: dict[str, int] = {}
+    rejected: list[RejectedRow] = []
+    for component, count in zip(components, counts, strict=True):
+        found, left_out = _read(component, count, seed, data_dir)
+        if len(found) < count:
+            logger.warning(
+                "%s has %d problems, not the %d that the mixture asks for.", component.source, len(found), count
+            )
+        if doubled := [problem.id for problem in found if problem.id in problems]:
+            raise ValueError(
+                f"The mixture holds the problem {doubled[0]!r} of {component.source!r} twice; give the files distinct ids."
+            )
+        problems |= {problem.id: problem for problem in found}
+        taken[component.source] = len(found)
+        rejected += left_out
+    order = list(problems.values())
+    random.Random(seed).shuffle(order)
+    return Mixture(order, taken, rejected)
+
+
+def balance_by_kind(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """At most `count` problems, as evenly over the kinds as they last; within a kind, the first ones."""
+    by_kind: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        by_kind[problem.kind].append(problem)
+    chosen: list[Problem] = []
+    groups = sorted(by_kind.values(), key=len)
+    for index, group in enumerate(groups):  # the rarest kind first: what it lacks, the others make up for
+        share, extra = divmod(count - len(chosen), len(groups) - index)
+        chosen += group[: share + bool(extra)]
+    return chosen
+
+
+def _parse(mixture: Mapping[str, int | Mapping[str, Any]]) -> list[Component]:
+    if not mixture:
+        raise ValueError("The mixture is empty; name at least one source and how many problems to take from it.")
+    components = []
+    for source, value in mixture.items():
+        fields = {"count": value} if isinstance(value, int) else dict(value)
+        known = set(Component.__dataclass_fields__) - {"source"}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(
+                f"{source!r} in the mixture has the unknown settings {unknown}; there are {sorted(known)}."
+            )
+        components.append(Component(source, **fields))
+    return components
+
+
+def _allot(components: Sequence[Component], total: int | None) -> list[int]:
+    """How many problems each component gives; weights share what the counts leave of the total, by largest remainder."""
+    weights = sum(component.weight or 0 for component in components)
+    fixed = sum(component.count or 0 for component in components)
+    if weights and (total is None or total <= fixed):
+        raise ValueError(
+            f"Weights in a mixture need a total above the {fixed} problems that are counted; found {total}."
+        )
+    if not weights and total not in (None, fixed):
+        raise ValueError(
+            f"The counts of the mixture add up to {fixed}, not to the total of {total}; leave the total out, or use weights."
+        )
+    shares = [
+        ((total or 0) - fixed) * component.weight / weights if component.weight else 0.0 for component in components
+    ]
+    counts = [component.count or int(share) for component, share in zip(components, shares, strict=True)]
+    by_remainder = sorted(range(len(shares)), key=lambda index: int(shares[index]) - shares[index])
+    for index in by_remainder[: (total or fixed) - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def _read(component: Component, count: int, seed: int, data_dir: str | None) -> tuple[list[Problem], list[RejectedRow]]:
+    options = dict(component.options)
+    limit = None if component.balance_by_kind else count
+    try:
+        read = _read_source(component.source, component.split, limit, seed, data_dir, options)
+    except SourceUnavailableError as error:
+        if component.fallback is None:
+            raise
+        logger.warning("%s CANNOT BE HAD (%s) AND IS REPLACED BY %s.", component.source, error, component.fallback)
+        read = _read_source(component.fallback, None, limit, seed, data_dir, {})
+    problems = list(read.problems)
+    if component.balance_by_kind:
+        random.Random(seed).shuffle(problems)
+        problems = balance_by_kind(problems, count)
+    return problems, read.rejected
+
+
+def _read_source(
+    source: str, split: str | None, limit: int | None, seed: int, data_dir: str | None, options: dict[str, Any]
+) -> Any:
+    from trl_reasoning_distill.data.sources import SOURCES
+
+    if data_dir is not None and source in SOURCES:
+        options = {"data_dir": data_dir, **options}
+    return read_source(source, split=split, limit=limit, seed=seed, **options)
