@@ -213,9 +213,9 @@ def _answer(
             tokens += sum(row["num_tokens"] for row in rows)
             correct += sum(row["status"] == "correct" for row in rows)
             answered += len(rows)
-            bar.update(len(rows))
             rate = tokens / max(time.perf_counter() - started, 1e-9)
-            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {correct / answered:.1%} correct")
+            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {correct / answered:.1%} correct", refresh=False)
+            bar.update(len(rows))
 
 
 def _judge(
