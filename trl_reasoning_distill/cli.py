@@ -10,6 +10,7 @@ mistyped option.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, *args = words or ["--help"]
     try:
         if command in ("-h", "--help"):
-            print(overview())
+            _show(overview())
         elif command == "--version":
             print(metadata.version("trl-reasoning-distill"))
         elif command == "run":
@@ -77,11 +78,7 @@ def run_stage(name: str, args: Sequence[str]) -> None:
     script = launch.script_path(name)
     known = options.read_options(script)
     if "-h" in args or "--help" in args:
-        print(
-            options.format_help(
-                options.read_options(script), f"trl-distill {name}", options.docstring(script), _LAUNCHER_HELP
-            )
-        )
+        _show(options.format_help(known, f"trl-distill {name}", options.docstring(script), _LAUNCHER_HELP))
         return
     launcher_words, stage_words = launch.split_launch_options(args, options.known_flags(known))
     stage.answer_early(script, stage_words, f"trl-distill {name}")
@@ -91,6 +88,14 @@ def run_stage(name: str, args: Sequence[str]) -> None:
     code = launch.run_command(launch.stage_command(name, stage_words, launcher_words))
     if code:
         raise SystemExit(code)
+
+
+def _show(text: str) -> None:
+    """Print a long text that may well be piped into `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
 
 
 if __name__ == "__main__":

@@ -218,9 +218,9 @@ def _read_stage(recipe: Path, entry: Any, runs_dir: str) -> RecipeStage:
         raise ValueError(
             f"{path}: output_dir must be {expected!r}, found {content.get('output_dir')!r}: other stages look for it there."
         )
-    options = _move(content, runs_dir)
+    moved = _move(content, runs_dir)
     moved_path = Path(runs_dir, recipe.resolve().name, "configs", f"{name}.yaml")
-    return RecipeStage(name, script, path, options, path if options == content else moved_path)
+    return RecipeStage(name, script, path, moved, path if moved == content else moved_path)
 
 
 def _move(value: Any, runs_dir: str) -> Any:
@@ -256,7 +256,7 @@ def _shown(item: RecipeStage, launcher_words: list[str]) -> list[str]:
     if not STAGES[item.script].accelerated:
         return ["trl-distill", item.script, *item.words]
     launcher = [
-        os.path.relpath(word) if os.path.isabs(word) and os.path.exists(word) else word
+        os.path.relpath(word) if Path(word).is_relative_to(Path.cwd()) else word
         for word in launch.complete_launch_options(launcher_words)
     ]
     return ["accelerate", "launch", *launcher, f"recipes/{item.script}.py", *item.words]

@@ -221,7 +221,7 @@ class StageRun:
             seed=self.seed,
             started=self._started,
             wall_seconds=round(time.perf_counter() - self._clock, 3),
-            command=shlex.join([Path(sys.executable).name, *sys.argv]),
+            command=shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
             fingerprint=self.fingerprint,
         )
         write_json(self.output_dir / MANIFEST_NAME, dataclasses.asdict(manifest))
