@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -174,7 +174,7 @@ class StageRun:
 
     def __enter__(self) -> StageRun:
         self._clock = time.perf_counter()
-        self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
         found = None if self.overwrite else self._find_earlier_run()
         if found is not None:
             name, earlier = found
