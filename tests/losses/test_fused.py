@@ -85,6 +85,23 @@ def test_precision_at_the_shape_of_a_head(device, temperature, divergence):
         assert max(map(relative_error, grads, expected)) < gradient_error
 
 
+def test_bfloat16_loses_no_more_than_materialised_logits_would(device):
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(24, 64, generator=generator).bfloat16().to(device).requires_grad_()
+    weight = (0.3 * torch.randn(4001, 64, generator=generator)).bfloat16().to(device).requires_grad_()
+    labels = torch.randint(0, 4001, (24,), generator=generator).to(device)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+
+    def cross_entropy(hidden, weight, upcast):
+        return torch.nn.functional.cross_entropy((hidden @ weight.T).to(upcast), labels, reduction="sum")
+
+    expected = [grad.cpu() for grad in torch.autograd.grad(cross_entropy(*exact, torch.float64), exact)]
+    materialised = torch.autograd.grad(cross_entropy(hidden, weight, torch.float32), (hidden, weight))
+    fused = torch.autograd.grad(fused_linear_distillation_loss(hidden, weight, labels).loss, (hidden, weight))
+    for ours, theirs, truth in zip(fused, materialised, expected, strict=True):
+        assert relative_error(ours, truth) <= 1.05 * relative_error(theirs, truth)
+
+
 def test_metrics(device):
     case = problem(vocab=7)
     out, _ = case.run(device=device)
