@@ -156,12 +156,13 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
 
 
 def test_unfinished_store_is_refused_and_then_replaced(tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="killed"),
-        TopKStoreWriter(tmp_path, top_k=2, fingerprint={}, block_size=1, shard_blocks=1) as writer,
-    ):
-        writer.add([1, 2], [1, 2], make_records(1, 2, temperatures=(1.0,)))
-        raise RuntimeError("killed")
+    def killed_run() -> None:
+        with TopKStoreWriter(tmp_path, top_k=2, fingerprint={}, block_size=1, shard_blocks=1) as writer:
+            writer.add([1, 2], [1, 2], make_records(1, 2, temperatures=(1.0,)))
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        killed_run()
     with pytest.raises(StoreError, match=r"unfinished.*goes on where it stopped"):
         TopKStore.open(tmp_path)
     write_store(tmp_path)

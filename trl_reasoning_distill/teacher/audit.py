@@ -12,7 +12,7 @@ import numpy.typing as npt
 from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.teacher.capture import CaptureConfig, anchor_row
 from trl_reasoning_distill.teacher.reader import Reader
-from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs
+from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
 
 COVERAGE_AT = (1, 5, 10, 25, 50, 100)
@@ -25,7 +25,7 @@ class Audit:
     Attributes:
         rows: Rows read again.
         positions: Their records.
-        kl: `(positions,)`: KL(teacher ‖ stored) in nats, over the stored ids and the tail.
+        kl: `(positions,)`: KL(teacher ‖ stored) in nats, over the teacher's Top-M ids and the tail.
         coverage: K to the mean mass of the K most likely tokens.
         same_top1: Share of positions where the most likely token is the stored one.
         bytes_per_position: Of all shards.
@@ -84,20 +84,16 @@ def audit_store(store: TopKStore, reader: Reader, tokenizer: Any, *, num_rows: i
 
 
 def divergence(teacher: TopKLogProbs, stored: TopKLogProbs) -> npt.NDArray[np.float64]:
-    """KL(teacher ‖ stored) per position, in nats, over the ids that both have and one bucket for all the rest."""
-    order, stored_order = np.argsort(teacher.ids, axis=1), np.argsort(stored.ids, axis=1)
-    if (np.take_along_axis(teacher.ids, order, 1) == np.take_along_axis(stored.ids, stored_order, 1)).all():
-        log_p = np.take_along_axis(teacher.log_probs, order, 1).astype(np.float64)
-        log_q = np.take_along_axis(stored.log_probs, stored_order, 1).astype(np.float64)
-    else:  # ties may fall either way: what only one of them has belongs to the rest
-        log_p = teacher.log_probs.astype(np.float64)
-        log_q = np.full_like(log_p, -np.inf)
-        for place in range(stored.top_k):
-            found = (teacher.ids == stored.ids[:, place, None]) & (stored.ids[:, place, None] != MISSING_ID)
-            log_q = np.where(found, stored.log_probs[:, place, None], log_q)
-        log_p = np.where(np.isneginf(log_q), -np.inf, log_p)
-    with np.errstate(invalid="ignore"):
-        inside = np.where(np.isneginf(log_p), 0.0, np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    """KL(teacher ‖ stored) per position, in nats, over the teacher's ids and one bucket for all the rest.
+
+    An id that only the teacher has is taken to be as likely as the last stored one: so it is when a tie fell the other way, and else
+    the store cannot have thought more of it.
+    """
+    log_p = teacher.log_probs.astype(np.float64)
+    log_q = np.repeat(stored.log_probs[:, -1:].astype(np.float64), teacher.top_k, axis=1)
+    for place in range(stored.top_k):
+        log_q = np.where(teacher.ids == stored.ids[:, place, None], stored.log_probs[:, place, None], log_q)
+    inside = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     rest_p = np.clip(1.0 - np.exp(log_p).sum(axis=1), 1e-12, 1.0)
     rest_q = np.clip(1.0 - np.exp(log_q).sum(axis=1), 1e-12, 1.0)
     return inside + rest_p * (np.log(rest_p) - np.log(rest_q))
