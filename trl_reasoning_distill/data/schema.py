@@ -29,7 +29,9 @@ class Record:
     def _column_types(cls) -> dict[str, tuple[type, ...]]:
         if "_types" not in cls.__dict__:
             cls._types = {
-                name: _runtime_types(hint) for name, hint in typing.get_type_hints(cls).items() if not name.startswith("_")
+                name: _runtime_types(hint)
+                for name, hint in typing.get_type_hints(cls).items()
+                if not name.startswith("_")
             }
         return cls._types
 

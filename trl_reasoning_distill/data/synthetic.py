@@ -30,10 +30,13 @@ _HOLDERS = (("bag", "bags"), ("box", "boxes"), ("shelf", "shelves"), ("basket", 
 _STEP_PHRASES = ("{}.", "So {}.", "That makes {}.", "Now {}.")
 _GAIN = ("{n} gets {x} more.", "{n} finds {x} more.", "Then {n} buys {x} {t}.")
 _LOSE = ("{n} gives away {x}.", "{n} loses {x} of them.", "Then {n} sells {x} {t}.")
-_TIMES = {2: ("Then {n} doubles the number.", "Then {n} has twice as many."), 3: ("Then {n} triples the number.", "Then {n} has three times as many.")}
+_TIMES = {
+    2: ("Then {n} doubles the number.", "Then {n} has twice as many."),
+    3: ("Then {n} triples the number.", "Then {n} has three times as many."),
+}
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """The numbers drawn left the range this source promises; draw again."""
 
 
@@ -77,12 +80,14 @@ class _Draft:
         """Append a step and return its value and its index."""
         step = _Step(left, op, right, tuple(needs))
         if not 0 < step.value < _MAX_VALUE:
-            raise _TooLarge
+            raise _TooLargeError
         self.steps.append(step)
         return step.value, len(self.steps) - 1
 
 
-def _events(draft: _Draft, name: str, thing: str, value: int, count: int, needs: tuple[int, ...] = ()) -> tuple[int, tuple[int, ...]]:
+def _events(
+    draft: _Draft, name: str, thing: str, value: int, count: int, needs: tuple[int, ...] = ()
+) -> tuple[int, tuple[int, ...]]:
     """Let `count` things happen to what `name` has; return what is left and the step that it rests on."""
     for _ in range(count):
         op = draft.choose("++--*")
@@ -120,7 +125,11 @@ def _total(draft: _Draft, steps: int) -> None:
         totals.append(_events(draft, name, thing, start, count))
     (left, left_needs), (right, right_needs) = totals
     draft.compute(left, "+", right, *left_needs, *right_needs)
-    draft.say(draft.choose((f"How many {thing} do they have together?", f"How many {thing} do {first} and {second} have in all?")))
+    draft.say(
+        draft.choose(
+            (f"How many {thing} do they have together?", f"How many {thing} do {first} and {second} have in all?")
+        )
+    )
 
 
 def _groups(draft: _Draft, steps: int) -> None:
@@ -184,7 +193,14 @@ def _shop(draft: _Draft, steps: int) -> None:
     products = []
     for thing in things[: 2 if steps >= 3 else 1]:
         count, price = draft.number(2, 9), draft.number(2, 12)
-        draft.say(draft.choose((f"{name} buys {count} {thing} for {price} dollars each.", f"{name} pays {price} dollars each for {count} {thing}.")))
+        draft.say(
+            draft.choose(
+                (
+                    f"{name} buys {count} {thing} for {price} dollars each.",
+                    f"{name} pays {price} dollars each for {count} {thing}.",
+                )
+            )
+        )
         products.append(draft.compute(count, "*", price))
     cost, index = products[0]
     if len(products) == 2:
@@ -207,7 +223,7 @@ def _share(draft: _Draft, steps: int) -> None:
     value, needs = _events(draft, name, thing, start, steps - 1)
     divisors = [d for d in range(2, 7) if value % d == 0 and value // d > 1]
     if not divisors:
-        raise _TooLarge
+        raise _TooLargeError
     friends = draft.rng.choice(divisors)
     draft.numbers.append(friends)
     draft.compute(value, "/", friends, *needs)
@@ -256,7 +272,7 @@ def draw_problem(rng: random.Random, split: str, steps: Sequence[int], families:
         draft = _Draft(rng)
         try:
             _FAMILIES[family](draft, count)
-        except _TooLarge:
+        except _TooLargeError:
             continue
         if split_of(family, draft.numbers) != split:
             continue
@@ -271,7 +287,9 @@ def draw_problem(rng: random.Random, split: str, steps: Sequence[int], families:
         )
 
 
-def iter_problems(split: str, *, seed: int = 0, steps: Sequence[int] = (2, 3, 4), families: Sequence[str] = FAMILIES) -> Iterator[Problem]:
+def iter_problems(
+    split: str, *, seed: int = 0, steps: Sequence[int] = (2, 3, 4), families: Sequence[str] = FAMILIES
+) -> Iterator[Problem]:
     """Endless distinct problems of one split, in a fixed order for a fixed seed.
 
     Args:

@@ -1,0 +1,182 @@
+"""`verify_answer` on real labelled outputs, on other projects' equivalence cases, and on strings made to hang or crash it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from trl_reasoning_distill.data.files import read_jsonl
+from trl_reasoning_distill.verification.pool import Comparison, ComparisonPool
+from trl_reasoning_distill.verification.verify import answer_key, verify_answer, verify_answers
+
+# Rows of equivalence_cases/math_verify.jsonl that are judged otherwise here, and why.
+DISAGREEMENTS = {
+    31: "`$ \\n 9 \\n $` holds the 9; that it is no inline math is TeX's affair",
+    32: "the same with `\\( \\n 9 \\n \\)`",
+    133: "wants a tolerance of two digits: 0.33 is not 1/3 here",
+    139: "wants a tolerance of two digits: 2.6667 is not 8/3 here",
+    186: "wants the option that a relation may answer for a set; `-2 <= x <= 7` for `x in [-2, 7]`",
+    254: "wants the option that variables match by position: f(y) is not f(x) here",
+}
+
+
+def test_agrees_with_published_gsm8k_labels(shared_data: Path) -> None:
+    rows = list(read_jsonl(shared_data / "model_outputs" / "openai_gpt3_gsm8k.jsonl"))
+    verdicts = verify_answers([row["response"] for row in rows], [row["gold"] for row in rows])
+    wrong = [
+        row["id"]
+        for row, verdict in zip(rows, verdicts, strict=True)
+        if (verdict.status == "correct") != row["published_correct"]
+    ]
+    assert len(rows) == 5276
+    assert wrong == []
+    assert sum(verdict.method in ("exact", "numeric") for verdict in verdicts) > 0.99 * len(rows), (
+        "a number needs no algebra"
+    )
+
+
+def test_every_gold_answer_of_gsm8k_verifies_its_own_solution(shared_data: Path) -> None:
+    rows = list(read_jsonl(shared_data / "gsm8k" / "test.jsonl"))
+    golds = [row["answer"].rpartition("####")[2].strip() for row in rows]
+    assert {verdict.status for verdict in verify_answers([row["answer"] for row in rows], golds)} == {"correct"}
+
+
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_agrees_with_equivalence_cases(every: int, shared_data: Path) -> None:
+    rows = list(enumerate(read_jsonl(shared_data / "equivalence_cases" / "math_verify.jsonl")))[::every]
+    verdicts = verify_answers([row["pred"] for _, row in rows], [row["gold"] for _, row in rows], timeout=10.0)
+    disagree = {
+        index: (row, verdict)
+        for (index, row), verdict in zip(rows, verdicts, strict=True)
+        if verdict.status != ("correct" if row["expected"] else "incorrect")
+    }
+    assert set(disagree) == {index for index in DISAGREEMENTS if index % every == 0}, disagree
+    assert len(DISAGREEMENTS) / 255 < 0.03
+
+
+@pytest.mark.parametrize(
+    ("output", "gold", "status", "method"),
+    [
+        ("<think>\nr\n</think>\n\n42", "42", "correct", "exact"),
+        ("The answer is 42 apples.", "42", "correct", "numeric"),
+        ("she has about 42 of them: the answer is about 42 apples", "42", "correct", "numeric"),
+        ("#### 41", "42", "incorrect", "numeric"),
+        ("#### 42.0", "#### 42", "correct", "numeric"),
+        ("\\boxed{\\frac{1}{2}}", "so \\boxed{0.5}", "correct", "numeric"),
+        ("\\boxed{(C)}", "\\text{C}", "correct", "exact"),
+        ("Answer: (C) 12 apples", "C", "correct", "exact"),
+        ("Answer: B", "C", "incorrect", "exact"),
+        ("\\boxed{\\text{Even}}", "even", "correct", "exact"),
+        ("I give up on this one, sorry about that", "42", "incorrect", "none"),
+        ("<think>42", "42", "incorrect", "none"),
+        ("forty-two", "42", "incorrect", "numeric"),
+        ("42", None, "undecided", "none"),
+        ("42", " ", "undecided", "none"),
+        ("\\boxed{" + "x" * 5000 + "}", "42", "incorrect", "none"),
+    ],
+)
+def test_decided_without_a_process(
+    output: str, gold: str | None, status: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trl_reasoning_distill.verification.verify.shared_pool", lambda size: pytest.fail("no process is needed")
+    )
+    verdict = verify_answer(output, gold)
+    assert (verdict.status, verdict.method) == (status, method), verdict.reason
+
+
+def test_algebra_decides_what_is_left() -> None:
+    pairs = [
+        ("\\boxed{x^2+2x+1}", "(x+1)^2"),
+        ("\\boxed{2,1}", "1,2"),
+        ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}"),
+        ("\\boxed{\\sqrt{8}}", "3\\sqrt{2}"),
+    ]
+    verdicts = verify_answers([output for output, _ in pairs], [gold for _, gold in pairs])
+    assert [(v.status, v.method) for v in verdicts] == [("correct", "symbolic")] * 3 + [("incorrect", "symbolic")]
+
+
+HOSTILE = [
+    "9^{9^{9^{9}}}", "10^{10^{10}}", "((((((((10!)!)!)!)!)!)!)!)", "100000000!", "\\prod_{i=1}^{10^{9}} i", "\\sum_{i=1}^{10^{12}} \\frac{1}{i}",
+    "\\int_0^{x} e^{t^{t^{t}}} dt", "(x+y+z)^{1000}", "\\sqrt{" * 300, "\\frac{" * 300, "{" * 1900, "}" * 1900, "(" * 900 + "1" + ")" * 900, "-" * 1900 + "1",
+    "x" * 1900, "\\left(" * 300, "1" * 1900, "2^{2^{2^{2^{2^{2}}}}}", "x^{x^{x^{x^{x^{x^{x}}}}}}=1", "\ud800", "\x00", "\u202e42", "𝟜𝟚", "½", "\\text{" * 300, "1e999999999", "1/" * 600 + "1", "\\begin{pmatrix}" * 100,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hostile", [HOSTILE[:4], pytest.param(HOSTILE, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_hostile_answers_hang_nothing_and_harm_nobody(hostile: list[str]) -> None:
+    outputs = [output for text in hostile for output in (f"\\boxed{{{text}}}", "\\boxed{\\sqrt{8}}")]
+    golds = [gold for _ in hostile for gold in ("\\sqrt{2}", "2\\sqrt{2}")]
+    started = time.monotonic()
+    verdicts = verify_answers(outputs, golds, num_workers=2, timeout=1.0)
+    assert time.monotonic() - started < 30 * len(hostile)
+    assert {verdict.status for verdict in verdicts[1::2]} == {"correct"}, "each stands between two hostile ones"
+    assert {verdict.status for verdict in verdicts[::2]} <= {"incorrect", "undecided"}
+
+
+def test_time_out_memory_and_unreadable_gold_are_undecided() -> None:
+    pool = ComparisonPool(1)
+    try:
+        items = [Comparison([("$9^{9^{9^{9}}}$", "$2$")]), Comparison([("$1$", "$1$")]), Comparison([("", "$1$")])]
+        outcomes = pool.run(items, timeout=1.0)
+    finally:
+        pool.close()
+    assert [outcome.status for outcome in outcomes] == ["undecided", "correct", "undecided"]
+    assert "could not be read" in outcomes[2].reason
+
+
+def test_a_killed_worker_is_replaced() -> None:
+    pool = ComparisonPool(1)
+    try:
+        assert pool.run([Comparison([("$1$", "$1$")])], 5.0)[0].status == "correct"
+        pool.workers[0].process.kill()
+        pool.workers[0].process.wait()
+        assert pool.run([Comparison([("$1$", "$1$")])], 5.0)[0].status == "correct"
+    finally:
+        pool.close()
+
+
+def test_many_threads_share_the_workers() -> None:
+    found: dict[int, list[str]] = {}
+
+    def verify(number: int) -> None:
+        outputs = [f"\\boxed{{\\sqrt{{{k * k * 2}}}}}" for k in range(2, 6)]
+        golds = [f"{k if number % 2 else k + 1}\\sqrt{{2}}" for k in range(2, 6)]
+        found[number] = [verdict.status for verdict in verify_answers(outputs, golds, num_workers=1)]
+
+    threads = [threading.Thread(target=verify, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: ["correct" if number % 2 else "incorrect"] * 4 for number in range(4)}
+
+
+def test_an_unguarded_script_may_verify(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from trl_reasoning_distill.verification.verify import verify_answer\nprint(verify_answer('\\\\boxed{\\\\sqrt{8}}', '2\\\\sqrt{2}').status)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout == "correct\n"
+    assert done.stderr == ""
+
+
+def test_answer_keys_count_votes() -> None:
+    assert answer_key("#### 4") == answer_key("The answer is $4.00$") == answer_key("\\boxed{8/2}")
+    assert answer_key("#### 4") != answer_key("#### 5")
+    assert answer_key("\\boxed{\\text{Even}}") == answer_key("even")
+    assert answer_key("<think>4") is None
+
+
+def test_errors_teach() -> None:
+    with pytest.raises(ValueError, match="2 outputs and 1 gold"):
+        verify_answers(["1", "2"], ["1"])
+    with pytest.raises(ValueError, match="timeout > 0"):
+        verify_answers([], [], timeout=0)
+    assert verify_answers([], []) == []
