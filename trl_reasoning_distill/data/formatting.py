@@ -29,12 +29,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# DeepSeek-R1's prompt for base models (DeepSeek-AI 2025, table 1), reworded: for models that do not know the tags yet.
-THINK_SYSTEM_PROMPT = (
-    "You solve problems by thinking first. Write your reasoning step by step between <think> and </think>, "
-    "then, after </think>, write only the final answer."
-)
-
 _BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 

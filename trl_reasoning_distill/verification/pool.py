@@ -113,7 +113,7 @@ class _Run:
     def __init__(self, pool: ComparisonPool, items: Sequence[Comparison], timeout: float) -> None:
         self.pool, self.items, self.timeout = pool, items, timeout
         # A worker measures its computing time itself, where the system can; the wall clock is for one that only sleeps.
-        self.patience = 5 * timeout + 5 if _TIME_UP else timeout
+        self.patience = 10 * timeout + 30 if _TIME_UP else timeout
         self.waiting = deque(range(len(items)))
         self.results: dict[int, Outcome] = {}
         self.retried: set[int] = set()
