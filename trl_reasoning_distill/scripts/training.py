@@ -69,6 +69,11 @@ class TrainingDataArguments(TrainingStageArguments):
         return parts["train"], parts["test"]
 
 
+def rows_file(path: str | os.PathLike[str]) -> Path:
+    """A JSONL file, or `train.jsonl` where `path` is a stage's folder."""
+    return Path(path) / "train.jsonl" if Path(path).is_dir() else Path(path)
+
+
 def load_rows(path: str | os.PathLike[str]) -> Dataset:
     """The rows of a JSONL file, or of `train.jsonl` in a stage's folder.
 
@@ -80,7 +85,7 @@ def load_rows(path: str | os.PathLike[str]) -> Dataset:
 
     from trl_reasoning_distill.data.files import read_jsonl
 
-    file = Path(path) / "train.jsonl" if Path(path).is_dir() else Path(path)
+    file = rows_file(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"No training rows at {file}. Give a JSONL file, or the folder of the verify or select stage."
@@ -128,7 +133,8 @@ def run_training(
         raise ValueError(f"eval_strategy={config.eval_strategy} without evaluation rows: give eval_share or eval_path.")
     output_dir = Path(str(config.output_dir))
     paths = {"model_name_or_path": model.model_name_or_path, **inputs}
-    paths |= {name: value for name in ("dataset_path", "dataset_name", "eval_path") if (value := getattr(data, name))}
+    paths |= {name: rows_file(path) for name in ("dataset_path", "eval_path") if (path := getattr(data, name))}
+    paths |= {"dataset_name": data.dataset_name} if data.dataset_name else {}
     settings = {**dataclasses.asdict(data), **config.to_dict(), **dataclasses.asdict(model)}
     if data.dry_run:
         if state.is_main_process:
@@ -154,7 +160,7 @@ def run_training(
         if checkpoint and state.is_main_process:
             print(f"{stage}: going on from {checkpoint}", flush=True)
         trainer.train(resume_from_checkpoint=checkpoint)
-        if eval_rows is not None:
+        if eval_rows is not None and not is_evaluated(trainer):
             trainer.evaluate()
         save_final_model(trainer, output_dir / FINAL_MODEL)
         if state.is_main_process:
@@ -190,6 +196,13 @@ def make_trainer(
         eval_dataset=eval_rows,
         peft_config=get_peft_config(model),
         quantization_config=get_quantization_config(model),
+    )
+
+
+def is_evaluated(trainer: ReasoningSFTTrainer) -> bool:
+    """Whether the last step of the training was evaluated."""
+    return any(
+        "eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history
     )
 
 

@@ -1,0 +1,64 @@
+"""Configs check themselves, because YAML passes argparse by."""
+
+from __future__ import annotations
+
+import pytest
+
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+
+
+def make(config_class: type = TopKDistillConfig, **values: object) -> object:
+    defaults = {"output_dir": "out", "bf16": False, "use_cpu": True}
+    if config_class is TopKDistillConfig:
+        defaults["teacher_logits"] = "store"
+    return config_class(**{**defaults, **values})
+
+
+def test_defaults_are_the_published_ones() -> None:
+    config = make()
+    assert (config.top_k, config.kd_temperature, config.kd_weight) == (10, 2.0, 0.35)
+    assert (config.kd_support, config.overlong, config.use_kl_regularization, config.kl_coef) == (
+        "tail",
+        "drop",
+        False,
+        0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"top_k": 2.7}, r"`top_k=2\.7`: must be a whole number ≥ 1, found float"),
+        ({"top_k": True}, r"`top_k=True`.*found bool"),
+        ({"top_k": 0}, r"`top_k=0`: must be a whole number ≥ 1"),
+        ({"kd_temperature": 0.0}, r"`kd_temperature=0\.0`: must be a number > 0"),
+        ({"kd_weight": "0.35"}, r"`kd_weight='0\.35'`.*found str"),
+        ({"kd_weight": float("nan")}, r"`kd_weight=nan`"),
+        ({"kd_warmup_ratio": 1.5}, r"must be a number ≥ 0 and ≤ 1"),
+        ({"kd_warmup_steps": -1}, r"`kd_warmup_steps=-1`"),
+        ({"kd_divergence": "kl"}, r"`kd_divergence='kl'`: must be one of 'forward_kl', 'reverse_kl', 'jsd'"),
+        ({"kd_beta": 1.0}, r"`kd_beta=1\.0`: must be a number > 0 and < 1"),
+        ({"kd_top_p": 0}, r"`kd_top_p=0`"),
+        ({"kd_scale_by_t2": "no"}, r"`kd_scale_by_t2='no'`: must be true or false"),
+        ({"kd_divergence": "reverse_kl", "kd_support": "renormalized"}, r"drives it there. Use `kd_support: tail`"),
+        (
+            {"teacher_logits": None},
+            r"`teacher_logits=None`: must be the path of a Top-K store. Run `trl-distill capture`",
+        ),
+        ({"packing": True, "packing_strategy": "wrapped"}, r"`packing_strategy='wrapped'`: must be 'bfd'"),
+        ({"overlong": "cut"}, r"`overlong='cut'`: must be one of 'drop', 'truncate'"),
+        ({"kl_direction": "both"}, r"`kl_direction='both'`"),
+        ({"kl_coef": -0.1}, r"`kl_coef=-0\.1`"),
+        ({"reasoning_format": "thnik"}, r"Did you mean 'think'"),
+        ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor=0\.1`: must be 0.*never builds"),
+    ],
+)
+def test_refuses_with_field_value_and_remedy(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**values)
+
+
+def test_every_field_of_ours_has_help_and_its_default_is_valid() -> None:
+    for config_class in (ReasoningSFTConfig, TopKDistillConfig):
+        for name in vars(config_class)["__annotations__"]:
+            assert config_class.__dataclass_fields__[name].metadata["help"], name
