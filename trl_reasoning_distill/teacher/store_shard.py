@@ -162,11 +162,12 @@ _DAMAGED = "The file was edited, damaged, or belongs to another store: copy the 
 
 def rank_ids(ids: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
     """The distinct ids, most frequent first (ties by id), and the place of each id among them."""
-    distinct, places, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    rank_of = np.empty(len(distinct), np.uint32)
-    rank_of[order] = np.arange(len(distinct), dtype=np.uint32)
-    return distinct[order].astype(np.int32), rank_of[places.reshape(ids.shape)]
+    counts = np.bincount(ids.ravel() + 1)  # the missing id is −1
+    present = np.flatnonzero(counts)
+    table = present[np.argsort(-counts[present], kind="stable")]
+    rank_of = np.zeros(len(counts), np.uint32)
+    rank_of[table] = np.arange(len(table), dtype=np.uint32)
+    return (table - 1).astype(np.int32), rank_of[ids + 1]
 
 
 def _hash(data: bytes | memoryview) -> str:
