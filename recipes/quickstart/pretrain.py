@@ -40,15 +40,37 @@ FORMAT = ReasoningFormat.preset("think")
 # What each model is, and how it is trained. `pad_to` differs on purpose: as with Qwen2.5 7B and 0.5B, teacher and student share a
 # tokenizer but not the number of embedding rows.
 ROLES: dict[str, dict[str, int | float | tuple[int, ...]]] = {
-    "teacher": {"hidden_size": 192, "layers": 4, "heads": 6, "pad_to": 128, "steps": (1, 2, 3, 4), "train_steps": 2000, "batch": 48, "lr": 5e-3},
-    "student": {"hidden_size": 128, "layers": 4, "heads": 4, "pad_to": 8, "steps": (1, 2), "train_steps": 1500, "batch": 48, "lr": 5e-3},
+    "teacher": {
+        "hidden_size": 192,
+        "layers": 4,
+        "heads": 6,
+        "pad_to": 128,
+        "steps": (1, 2, 3, 4),
+        "train_steps": 2000,
+        "batch": 48,
+        "lr": 5e-3,
+    },
+    "student": {
+        "hidden_size": 128,
+        "layers": 4,
+        "heads": 4,
+        "pad_to": 8,
+        "steps": (1, 2),
+        "train_steps": 1500,
+        "batch": 48,
+        "lr": 5e-3,
+    },
 }
 
 
 def train_tokenizer(samples: int, seed: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE whose words are whole tokens and whose digits stay single; any text can be encoded."""
     problems = iter_problems("train", seed=seed, steps=(1, 2, 3, 4))
-    texts = [text for _, problem in zip(range(samples), problems, strict=False) for text in (problem.question, problem.solution or "")]
+    texts = [
+        text
+        for _, problem in zip(range(samples), problems, strict=False)
+        for text in (problem.question, problem.solution or "")
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -66,7 +88,12 @@ def train_tokenizer(samples: int, seed: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.add_tokens([FORMAT.open_tag, FORMAT.close_tag])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, model_max_length=512, chat_template=CHAT_TEMPLATE, padding_side="left"
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        model_max_length=512,
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
     )
 
 
@@ -79,11 +106,16 @@ def encode(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> tuple[list[i
     return prompt_ids + tokenizer.encode(completion, add_special_tokens=False), len(prompt_ids)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, steps: tuple[int, ...], size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, steps: tuple[int, ...], size: int, seed: int
+) -> Iterator[dict[str, torch.Tensor]]:
     """Endless batches of fresh problems, of similar length within a batch."""
     rng = random.Random(seed)
     while True:
-        rows = sorted((encode(tokenizer, draw_problem(rng, "train", steps)) for _ in range(size * 16)), key=lambda row: len(row[0]))
+        rows = sorted(
+            (encode(tokenizer, draw_problem(rng, "train", steps)) for _ in range(size * 16)),
+            key=lambda row: len(row[0]),
+        )
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         rng.shuffle(chunks)
         for chunk in chunks:
@@ -98,7 +130,9 @@ def batches(tokenizer: PreTrainedTokenizerFast, steps: tuple[int, ...], size: in
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, steps: tuple[int, ...] = (2, 3, 4)) -> float:
+def accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, steps: tuple[int, ...] = (2, 3, 4)
+) -> float:
     """Greedy accuracy on the first `count` test problems."""
     model.eval()
     problems = [p for _, p in zip(range(count), iter_problems("test", steps=steps), strict=False)]
@@ -106,10 +140,21 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
     for start in range(0, count, 100):
         chunk = problems[start : start + 100]
         prompts = [
-            tokenizer.apply_chat_template([{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False) for p in chunk
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": p.question}], add_generation_prompt=True, tokenize=False
+            )
+            for p in chunk
         ]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
-        output = model.generate(**inputs, max_new_tokens=96, do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+        inputs = tokenizer(
+            prompts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False
+        )
+        output = model.generate(
+            **inputs,
+            max_new_tokens=96,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         right += sum(FORMAT.parse(text).answer == p.answer for text, p in zip(texts, chunk, strict=True))
     model.train()
@@ -154,7 +199,9 @@ def make_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Opti
     return [Muon(matrices, lr), torch.optim.AdamW(rest, lr / 2, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def train(role: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int, train_steps: int | None, eval_count: int) -> None:
+def train(
+    role: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int, train_steps: int | None, eval_count: int
+) -> None:
     """Train one model from scratch and save it in bfloat16 beside a record of how it was made."""
     spec = dict(ROLES[role])
     spec["train_steps"] = train_steps or spec["train_steps"]
@@ -175,7 +222,10 @@ def train(role: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int, t
     model = LlamaForCausalLM(config)
     total = int(spec["train_steps"])
     optimizers = make_optimizers(model, float(spec["lr"]))
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50, (total - s) / (0.6 * total))) for o in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 50, (total - s) / (0.6 * total)))
+        for o in optimizers
+    ]
     stream = batches(tokenizer, spec["steps"], int(spec["batch"]), seed)
     started = time.monotonic()
     bar = tqdm(range(total), desc=f"{role} ({model.num_parameters() / 1e6:.2f}M)", unit="step", mininterval=5)
@@ -190,7 +240,9 @@ def train(role: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int, t
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step % 200 == 199:
-            tqdm.write(f"{role} step {step + 1}: loss {loss.item():.4f}, accuracy on 100 test problems {accuracy(model, tokenizer, 100):.2f}")
+            tqdm.write(
+                f"{role} step {step + 1}: loss {loss.item():.4f}, accuracy on 100 test problems {accuracy(model, tokenizer, 100):.2f}"
+            )
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     model.float()
@@ -204,7 +256,12 @@ def train(role: str, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int, t
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "models", help="where teacher/ and student/ are written")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path(__file__).parent / "models",
+        help="where teacher/ and student/ are written",
+    )
     parser.add_argument("--roles", nargs="+", choices=list(ROLES), default=list(ROLES), help="which models to train")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, problems and order")
     parser.add_argument("--train_steps", type=int, default=None, help="optimizer steps, instead of each role's own")
