@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from tests.losses.cases import Case, cases, relative_error, topk_targets
 from trl_reasoning_distill.losses import _rows
-from trl_reasoning_distill.losses.divergence import TopKTargets
+from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import (
     LinearReference,
     default_chunk_size,
@@ -145,6 +145,25 @@ def test_t_squared_scales_value_and_gradient(device):
     )
     torch.testing.assert_close(scaled.loss, 9 * plain.loss)
     torch.testing.assert_close(scaled_grads, [9 * grad for grad in plain_grads])
+
+
+def test_a_divergence_of_ones_own_takes_the_place_of_the_built_in_ones(device):
+    def total_variation(student, teacher, student_log_tail):
+        return (student.exp() - teacher.exp()).abs().sum(-1) + 0 * student_log_tail
+
+    def forward_kl(student, teacher, student_log_tail):
+        return topk_divergence(student, teacher, student_log_tail=student_log_tail)
+
+    case = problem(temperature=2.0)
+    built_in, built_in_grads = case.run(device=device)
+    own, own_grads = dataclasses.replace(case, settings={"temperature": 2.0, "divergence": forward_kl}).run(
+        device=device
+    )
+    torch.testing.assert_close(own.loss, built_in.loss)
+    torch.testing.assert_close(own_grads, built_in_grads)
+    other, _ = dataclasses.replace(case, settings={"divergence": total_variation}).run(device=device)
+    assert torch.isfinite(other.loss)
+    assert not torch.allclose(other.loss, built_in.loss)
 
 
 def test_padding_ids_and_rows_without_targets_count_for_nothing(device):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.losses.test_fused import problem
-from trl_reasoning_distill.losses import _head, _rows, divergence, fused
+from trl_reasoning_distill.losses import _head, _rows, _tokens, divergence, fused
 
 beartype = pytest.importorskip("beartype", reason="run-time checks of shapes need beartype, of the `dev` extra")
 jaxtyping = pytest.importorskip("jaxtyping", reason="run-time checks of shapes need jaxtyping, of the `dev` extra")
@@ -40,10 +40,10 @@ def test_signatures_hold_for_a_problem_with_every_term(checked):
         _rows.row_statistics,
         _rows.row_gradient_,
         _head._losses_and_gradient_,
-        _head._token_losses,
+        _tokens.token_losses,
         _head._full_vocabulary_kl,
-        _head._log_softmax,
-        _head._first_occurrence,
+        _tokens._log_softmax,
+        _tokens._first_occurrence,
     ):
         checked(function)
     case = problem(temperature=2.0, divergence="jsd", top_p=0.9, chunk_size=2)

@@ -1,34 +1,26 @@
 """The language-model head and all terms of the loss, a chunk of tokens at a time, with the gradient in the forward pass.
 
-A row of logits enters the loss only through a few of its entries (the label, the teacher's Top-K) and through one
-log-sum-exp of all others. So the loss is a small differentiable function of `entries + 1` logits per token, written once
-in `_token_losses`; autograd differentiates that, and the gradient of a log-sum-exp is a softmax over the rest of the row.
+What the loss is stands in `_tokens`, what it costs stands here: per chunk one tile of logits, which turn into their own
+gradient in place, and three matmuls.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trl_reasoning_distill.losses import _rows
-from trl_reasoning_distill.losses.divergence import (
-    LOG_ZERO,
-    Divergence,
-    DivergenceFunction,
-    Support,
-    TopKTargets,
-    accumulator,
-    topk_divergence,
-)
+from trl_reasoning_distill.losses._tokens import Entries, LossSettings, TokenTargets, TokenValues, token_losses
+from trl_reasoning_distill.losses.divergence import LOG_ZERO, accumulator
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float
 
 # Rows of the head's gradient that are summed at a time where the matmul cannot write float32 itself.
 _ACCUMULATION_ROWS = 8192
@@ -52,92 +44,6 @@ class LinearReference:
     bias: Float[Tensor, " vocab"] | None = None
     logit_scale: float = 1.0
     logit_softcap: float | None = None
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """What is the same for all tokens; see `fused_linear_distillation_loss`."""
-
-    temperature: float
-    divergence: Divergence | DivergenceFunction
-    beta: float
-    support: Support
-    scale_by_t2: bool
-    kl_direction: str
-    logit_scale: float
-    logit_softcap: float | None
-    chunk_size: int
-    needs_grad: bool
-
-
-@dataclass(frozen=True)
-class TokenTargets:
-    """What each supervised token is compared with, and how much it counts."""
-
-    labels: Int[Tensor, " tokens"]
-    sft_weight: Float[Tensor, " tokens"]
-    kd_weight: Float[Tensor, " tokens"]
-    kl_weight: Float[Tensor, " tokens"]
-    teacher: TopKTargets | None
-    reference: TopKTargets | None
-    reference_hidden: Float[Tensor, "tokens hidden"] | None
-
-    def __getitem__(self, tokens: slice) -> TokenTargets:
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts.update({name: part[tokens] for name, part in parts.items() if part is not None})
-        return TokenTargets(**parts)
-
-
-class TokenValues(NamedTuple):
-    """What is reported per supervised token, and what is differentiated: `loss`."""
-
-    loss: Float[Tensor, " tokens"]
-    nll: Float[Tensor, " tokens"]
-    kd: Float[Tensor, " tokens"]
-    kl: Float[Tensor, " tokens"]
-    entropy: Float[Tensor, " tokens"]
-    is_top1: Bool[Tensor, " tokens"]
-    teacher_mass: Float[Tensor, " tokens"]
-    student_mass: Float[Tensor, " tokens"]
-    top1_agreement: Bool[Tensor, " tokens"]
-
-
-class Entries(NamedTuple):
-    """The entries of each row that the loss names one by one: the label, then the Top-K ids, each once.
-
-    Attributes:
-        ids: `(tokens, entries)`, token ids, always valid: a missing id is replaced by the label.
-        slot: `(tokens, entries)`, for each entry the first of the row with the same id.
-        is_unique: whether an entry is that first one.
-    """
-
-    ids: Int[Tensor, "tokens entries"]
-    slot: Int[Tensor, "tokens entries"]
-    is_unique: Bool[Tensor, "tokens entries"]
-
-    @classmethod
-    def of(cls, targets: TokenTargets) -> Entries:
-        named = [topk.ids.long() for topk in (targets.teacher, targets.reference) if topk is not None]
-        ids = torch.cat([targets.labels[:, None], *named], dim=-1)
-        ids = torch.where(ids < 0, ids[:, :1], ids)
-        slot = _first_occurrence(ids)
-        return cls(ids, slot, slot == torch.arange(ids.shape[1], device=ids.device))
-
-    def place(self, topk: TopKTargets, start: int) -> Float[Tensor, "tokens entries"]:
-        """A teacher's log-probabilities on the entries, -inf where it says nothing; its ids are those from `start` on."""
-        log_probs = topk.log_probs.masked_fill(topk.ids < 0, -torch.inf)
-        empty = log_probs.new_full(self.ids.shape, -torch.inf)
-        return empty.scatter_reduce(1, self.slot[:, start : start + topk.ids.shape[1]], log_probs, "amax")
-
-
-def _first_occurrence(ids: Int[Tensor, "tokens entries"]) -> Int[Tensor, "tokens entries"]:
-    """For each entry of a row, the position of the first entry that equals it."""
-    ordered, order = ids.sort(dim=-1, stable=True)
-    position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    starts_run = torch.ones_like(ids, dtype=torch.bool)
-    starts_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    run_start = torch.where(starts_run, position, 0).cummax(dim=-1).values
-    return torch.empty_like(ids).scatter_(1, order, order.gather(1, run_start))
 
 
 class FusedHead(torch.autograd.Function):
@@ -272,7 +178,7 @@ def _losses_and_gradient_(
         leaves = [z, rest.log_sum_exp] + ([rest.log_sum_exp_t] if temperature != 1.0 else [])
         if needs_grad:
             leaves = [leaf.requires_grad_() for leaf in leaves]
-        values = _token_losses(z, rest, entries, targets, settings, reference_kl)
+        values = token_losses(z, rest, entries, targets, settings, reference_kl)
         grads = torch.autograd.grad(values.loss.sum(), leaves) if needs_grad else ()
     values = TokenValues(*(value.detach() for value in values))
     if not needs_grad:
@@ -297,81 +203,6 @@ def _row_kernels(device: str, dtype: torch.dtype) -> ModuleType:
     if device == "cuda" and dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
         return importlib.import_module("trl_reasoning_distill.losses._triton_rows")
     return _rows
-
-
-def _token_losses(
-    z: Float[Tensor, "tokens entries"],
-    rest: _rows.RowStatistics,
-    entries: Entries,
-    targets: TokenTargets,
-    settings: LossSettings,
-    reference_kl: Float[Tensor, " tokens"] | None,
-) -> TokenValues:
-    """The loss as a function of the named logits `z` and the log-sum-exps of the rest of each row."""
-    log_probs, log_rest = _log_softmax(z, rest.log_sum_exp)
-    nll = -log_probs[:, 0]  # the label is always the first entry
-    with torch.no_grad():
-        log_z = z[:, 0] + nll
-        entropy = log_z - ((log_probs.exp() * z).sum(-1) + log_rest.exp() * rest.mean)
-        top1 = _top1(z, rest, entries)
-        zero = torch.zeros_like(nll)
-    loss = targets.sft_weight * nll
-
-    kd = teacher_mass = student_mass = zero
-    agrees = torch.zeros_like(top1, dtype=torch.bool)
-    if targets.teacher is not None:
-        temperature = settings.temperature
-        if temperature != 1.0:
-            log_probs_t, log_rest_t = _log_softmax(z / temperature, rest.log_sum_exp_t)
-        else:
-            log_probs_t, log_rest_t = log_probs, log_rest
-        teacher = entries.place(targets.teacher, start=1)
-        if callable(settings.divergence):
-            has_target = (teacher > -torch.inf).any(-1)
-            kd = torch.where(has_target, settings.divergence(log_probs_t, teacher, log_rest_t), 0.0)
-        else:
-            kd = topk_divergence(
-                log_probs_t,
-                teacher,
-                divergence=settings.divergence,
-                beta=settings.beta,
-                support=settings.support,
-                student_log_tail=log_rest_t,
-            )
-        if settings.scale_by_t2:
-            kd = kd * temperature**2
-        loss = loss + targets.kd_weight * kd
-        with torch.no_grad():
-            teacher_mass = teacher.exp().sum(-1).to(z.dtype)
-            student_mass = torch.where(teacher > -torch.inf, log_probs_t.exp(), 0).sum(-1)
-            agrees = (top1 == entries.ids.gather(1, teacher.argmax(-1, keepdim=True))[:, 0]) & (teacher_mass > 0)
-
-    kl = zero if reference_kl is None else reference_kl
-    if targets.reference is not None:
-        start = 1 if targets.teacher is None else 1 + targets.teacher.ids.shape[1]
-        kl = topk_divergence(
-            log_probs,
-            entries.place(targets.reference, start),
-            divergence="forward_kl" if settings.kl_direction == "forward" else "reverse_kl",
-            student_log_tail=log_rest,
-        )
-    loss = loss + targets.kl_weight * kl
-    return TokenValues(loss, nll, kd, kl, entropy, top1 == targets.labels, teacher_mass, student_mass, agrees)
-
-
-def _log_softmax(
-    z: Float[Tensor, "tokens entries"], log_sum_exp: Float[Tensor, " tokens"]
-) -> tuple[Float[Tensor, "tokens entries"], Float[Tensor, " tokens"]]:
-    """Log-probabilities of the named entries, and of all the rest together."""
-    log_probs = torch.cat([z, log_sum_exp[:, None]], dim=-1).log_softmax(-1)
-    return log_probs[:, :-1], log_probs[:, -1]
-
-
-def _top1(z: Tensor, rest: _rows.RowStatistics, entries: Entries) -> Int[Tensor, " tokens"]:
-    """The student's most likely token, the lowest id of equals; -1 where it is not a named one."""
-    best = z.amax(-1)
-    named = entries.ids.masked_fill(z < best[:, None], torch.iinfo(torch.long).max).amin(-1)
-    return torch.where((best >= rest.max) & (named < rest.first_tie), named, -1)
 
 
 def _full_vocabulary_kl(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses._head import FusedHead, LinearReference, LossSettings, TokenTargets, TokenValues
+from trl_reasoning_distill.losses._head import FusedHead, LinearReference
+from trl_reasoning_distill.losses._tokens import LossSettings, TokenTargets, TokenValues
 from trl_reasoning_distill.losses.divergence import (
     Divergence,
     DivergenceFunction,
