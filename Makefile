@@ -48,8 +48,8 @@ docs: $(VENV)/installed-dev ## check that every link between the pages of docs/ 
 bench: $(VENV)/installed-dev ## run every benchmark in its quick form
 	@for benchmark in $(wildcard benchmarks/*.py); do echo "== $$benchmark"; $(BIN)/python $$benchmark --quick || exit 1; done
 
-clean: ## remove the virtual environment, caches and results (runs/)
-	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+clean: ## remove the virtual environment and caches; results (runs/) stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
