@@ -72,6 +72,13 @@ def test_json_refuses_what_is_not_json(tmp_path: Path) -> None:
         read_json(tmp_path / "c.json")
 
 
+def test_half_a_surrogate_pair_survives(tmp_path: Path) -> None:
+    row = {"output": "cut \ud83d"}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    append_jsonl(tmp_path / "a.jsonl", [row])
+    assert list(read_jsonl(tmp_path / "a.jsonl")) == [row, row]
+
+
 def test_jsonl_round_trip(tmp_path: Path) -> None:
     assert write_jsonl(tmp_path / "a.jsonl", iter(ROWS)) == 2
     assert list(read_jsonl(tmp_path / "a.jsonl")) == ROWS

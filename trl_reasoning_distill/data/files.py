@@ -18,6 +18,8 @@ from typing import IO, Any
 import xxhash
 
 _HASH_CHUNK = 1 << 22
+# Half of a surrogate pair, which a cut completion can hold, has no UTF-8; as `\\udXXX` it is what JSON itself writes for it.
+_SURROGATES = "backslashreplace"
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         raise ValueError(f"atomic_write takes mode 'w' or 'wb', found {mode!r}.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
+    text = {"encoding": "utf-8", "errors": _SURROGATES, "newline": "\n"} if mode == "w" else {}
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, mode, **text) as handle:  # type: ignore[call-overload]
@@ -113,7 +115,7 @@ def append_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with open(path, "a", encoding="utf-8", newline="\n") as handle:
+    with open(path, "a", encoding="utf-8", errors=_SURROGATES, newline="\n") as handle:
         for row in rows:
             handle.write(_to_line(row))
             count += 1
