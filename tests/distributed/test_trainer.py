@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.distributed.train_worker import train
 from tests.trainer import tiny
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]  # DeepSpeed compiles at its first start
 
 COMMON = {
     "compute_environment": "LOCAL_MACHINE",
@@ -104,7 +104,7 @@ def launch(config: dict[str, Any], tmp_path: Path, *arguments: object) -> dict[s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=550,
+        timeout=1500,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
