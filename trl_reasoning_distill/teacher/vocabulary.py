@@ -36,9 +36,12 @@ class Vocabulary:
     def __init__(self, tokenizer: Any) -> None:
         added = tokenizer.added_tokens_decoder
         self.special: dict[int, str] = {i: str(token) for i, token in added.items() if token.special}
-        self.bytes_of: dict[int, bytes] = {i: str(token).encode() for i, token in added.items() if not token.special}
         self.fallback: set[int] = set()
         is_byte_level = _is_byte_level(tokenizer)
+        space = " " if is_byte_level else "▁"  # Gemma's runs of spaces are added tokens
+        self.bytes_of: dict[int, bytes] = {
+            i: str(token).replace(space, " ").encode() for i, token in added.items() if not token.special
+        }
         for token, i in tokenizer.get_vocab().items():
             if i in added:
                 continue
