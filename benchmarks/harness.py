@@ -1,13 +1,14 @@
-"""Measure cases side by side: each run in a fresh process, rounds interleaved, medians, and ratios with their goals.
+"""Measure cases side by side: time in one process, memory in a fresh process per case, medians, ratios with their goals.
 
-A benchmark script makes a `Suite` and calls `Suite.main()`. The parent process starts the script again with `--case NAME`
-once per case and round; the child prepares its inputs, runs the case on a small problem to warm up, then measures once.
-Interleaving the rounds spreads the noise of a shared machine over all cases.
+A benchmark script makes a `Suite` and calls `Suite.main()`, which starts the script again as children: once to time all
+cases, in interleaved rounds so that the noise of a shared machine falls on all alike, and once per case for its peak
+memory. Each case first runs on a small problem to warm up.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 Run = Callable[[], Any]
+
+_ALL = "all"
 
 
 class UnavailableError(Exception):
@@ -43,8 +46,9 @@ class Suite:
     Attributes:
         script: the file that holds it.
         description: for `--help` and the head of the report.
-        cases: name to a function that takes the parsed options and `small` (for warming up) and returns what to run;
-            its allocations are inputs and do not count.
+        cases: name to a function that takes the parsed options and `small` (for warming up) and returns what to run,
+            as often as wanted. What the function allocates are inputs and does not count; all cases live in one process
+            when they are timed, so large inputs should be shared.
         goals: the ratios to print.
         options: name to (default, default with `--quick`): extra options, of the type of their defaults.
     """
@@ -60,7 +64,7 @@ class Suite:
         parser = argparse.ArgumentParser(description=self.description)
         parser.add_argument("--quick", action="store_true", help="small shapes, one round: does it run?")
         parser.add_argument("--json", action="store_true", help="print only the JSON object")
-        parser.add_argument("--rounds", type=int, help="runs of each case (default 3; 1 with --quick)")
+        parser.add_argument("--rounds", type=int, help="timed runs of each case (default 5; 1 with --quick)")
         parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
         parser.add_argument("--cases", nargs="+", choices=list(self.cases), help="only these")
         parser.add_argument(
@@ -73,46 +77,67 @@ class Suite:
         for name, (default, quick) in self.options.items():
             if getattr(options, name) is None:
                 setattr(options, name, quick if options.quick else default)
-        if options.case:
-            print(json.dumps(self._measure(options)))
+        if options.case == _ALL:
+            print(json.dumps(self._time(options)))
+        elif options.case:
+            print(json.dumps(self._peak(options)))
         else:
             self._run_all(options)
 
-    def _measure(self, options: argparse.Namespace) -> dict[str, Any]:
+    def _prepare(self, name: str, options: argparse.Namespace) -> Run:
         import torch
 
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
+        self.cases[name](options, True)()
+        return self.cases[name](options, False)
+
+    def _time(self, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+        """Seconds of each case, by name; the median over the rounds."""
+        runs, results = {}, {}
+        for name in options.cases or self.cases:
+            try:
+                runs[name] = self._prepare(name, options)
+            except UnavailableError as reason:
+                results[name] = {"skipped": str(reason)}
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        walls: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(options.rounds):
+            for name, run in runs.items():
+                print(f"round {number + 1}/{options.rounds}: {name}", file=sys.stderr, flush=True)
+                wall, cpu = time.perf_counter(), time.process_time()
+                run()
+                _synchronize(options)
+                walls[name].append(time.perf_counter() - wall)
+                # On one thread the process's own time is the time of an idle machine, however busy this one is.
+                own_time = options.threads == 1 and not _on_cuda(options)
+                seconds[name].append(time.process_time() - cpu if own_time else walls[name][-1])
+        for name in runs:
+            results[name] = {
+                "seconds": round(statistics.median(seconds[name]), 4),
+                "wall_seconds": round(statistics.median(walls[name]), 4),
+            }
+        return results
+
+    def _peak(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Peak memory of one case above its inputs."""
         try:
-            self.cases[options.case](options, True)()
-            run = self.cases[options.case](options, False)
-        except UnavailableError as reason:
-            return {"skipped": str(reason)}
-        cuda = torch.cuda.is_available() and getattr(options, "device", "cpu") == "cuda"
-        before = _memory(cuda, reset=True)
-        wall, cpu = time.perf_counter(), time.process_time()
+            run = self._prepare(options.case, options)
+        except UnavailableError:
+            return {}
+        before = _memory(_on_cuda(options), reset=True)
         run()
-        if cuda:
-            torch.cuda.synchronize()
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        # On one thread the process's own time is the time of an idle machine, however busy this one is.
-        return {
-            "seconds": cpu if options.threads == 1 and not cuda else wall,
-            "wall_seconds": wall,
-            "peak_mib": (_memory(cuda) - before) / 2**20,
-        }
+        _synchronize(options)
+        return {"peak_mib": round((_memory(_on_cuda(options)) - before) / 2**20, 1)}
 
     def _run_all(self, options: argparse.Namespace) -> None:
-        names = options.cases or list(self.cases)
-        rounds = options.rounds or (1 if options.quick else 3)
-        settings = {name: getattr(options, name) for name in self.options}
-        measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for number in range(rounds):
-            for name in names:
-                if not options.json:
-                    print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr)
-                measured[name].append(self._child(name, options, settings))
-        report = self._report(measured, options, settings)
+        options.rounds = options.rounds or (1 if options.quick else 5)
+        figures = self._child(_ALL, options)
+        for name in figures:
+            if not options.json:
+                print(f"memory: {name}", file=sys.stderr, flush=True)
+            figures[name] |= self._child(name, options)
+        report = self._report(figures, options)
         table = self._table(report)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -122,25 +147,23 @@ class Suite:
             print(table)
         print(json.dumps(report))
 
-    def _child(self, name: str, options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    def _child(self, name: str, options: argparse.Namespace) -> dict[str, Any]:
         command = [sys.executable, self.script, "--case", name, "--threads", str(options.threads)]
-        for option, value in settings.items():
-            command += [f"--{option}", str(value)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command += ["--rounds", str(options.rounds)]
+        for option in self.options:
+            command += [f"--{option}", str(getattr(options, option))]
+        if options.cases:
+            command += ["--cases", *options.cases]
+        log = subprocess.DEVNULL if options.json else None
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
         if done.returncode:
-            raise SystemExit(f"{name} failed:\n{done.stderr}")
+            raise SystemExit(f"{' '.join(command)} failed")
         return json.loads(done.stdout.splitlines()[-1])
 
-    def _report(
-        self, measured: dict[str, list[dict[str, Any]]], options: argparse.Namespace, settings: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _report(self, results: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
         import torch
 
-        figures = {
-            name: {key: round(statistics.median(run[key] for run in runs), 4) for key in runs[0]}
-            for name, runs in measured.items()
-            if "skipped" not in runs[0]
-        }
+        figures = {name: result for name, result in results.items() if "skipped" not in result}
         ratios = []
         for goal in self.goals:
             if goal.case in figures and goal.baseline in figures:
@@ -150,14 +173,14 @@ class Suite:
         return {
             "command": " ".join(command),
             "quick": options.quick,
-            "settings": settings | {"threads": options.threads, "rounds": len(next(iter(measured.values())))},
+            "settings": {name: getattr(options, name) for name in ("threads", "rounds", *self.options)},
             "machine": {
                 "processor": platform.machine(),
                 "torch": torch.__version__,
                 "cpu": torch.backends.cpu.get_cpu_capability(),
             },
             "figures": figures,
-            "skipped": {name: runs[0]["skipped"] for name, runs in measured.items() if "skipped" in runs[0]},
+            "skipped": {name: result["skipped"] for name, result in results.items() if "skipped" in result},
             "ratios": ratios,
         }
 
@@ -181,6 +204,17 @@ class Suite:
         return "\n".join(lines) + "\n"
 
 
+def _on_cuda(options: argparse.Namespace) -> bool:
+    return getattr(options, "device", "cpu") == "cuda"
+
+
+def _synchronize(options: argparse.Namespace) -> None:
+    if _on_cuda(options):
+        import torch
+
+        torch.cuda.synchronize()
+
+
 def _memory(cuda: bool, reset: bool = False) -> int:
     """Peak bytes so far, after `reset` since then: of the device's allocator, or of the process's resident memory."""
     if cuda:
@@ -190,6 +224,7 @@ def _memory(cuda: bool, reset: bool = False) -> int:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
     if reset:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: what is freed must not hide what is allocated next
         Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))

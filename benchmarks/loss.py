@@ -9,6 +9,7 @@ Every case starts from hidden states and a head that require gradients, and ends
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,25 +24,34 @@ from trl_reasoning_distill.losses.fused import fused_linear_distillation_loss
 Inputs = dict[str, Any]
 
 
-def make_inputs(options: argparse.Namespace, small: bool) -> Inputs:
-    """Hidden states, a head, labels and Top-K targets; `live` cases add a teacher's hidden states and head."""
+def make_inputs(options: argparse.Namespace, small: bool, live: bool = False) -> Inputs:
+    """What the cases of one process share, see `_shared_inputs`."""
     tokens, vocab = (8, 1000) if small else (options.tokens, options.vocab)
-    device, dtype = options.device, getattr(torch, options.dtype)
+    return _shared_inputs(tokens, options.hidden, vocab, options.k, options.dtype, options.device, live)
+
+
+@functools.cache
+def _shared_inputs(tokens: int, width: int, vocab: int, k: int, dtype_name: str, device: str, live: bool) -> Inputs:
+    """Hidden states, a head, labels and Top-K targets; `live` adds a teacher's hidden states and head."""
+    dtype = getattr(torch, dtype_name)
+    if live:
+        inputs = _shared_inputs(tokens, width, vocab, k, dtype_name, device, False)
+        teacher_hidden = torch.randn(tokens, width, device=device, dtype=dtype)
+        teacher_weight = torch.randn(vocab, width, device=device, dtype=dtype).mul_(0.05)
+        return inputs | {"teacher_hidden": teacher_hidden, "teacher_weight": teacher_weight}
 
     def randn(*shape: int, scale: float = 1.0) -> Tensor:
         return torch.randn(*shape, device=device, dtype=dtype).mul_(scale)
 
-    ids = torch.rand(tokens, vocab, device=device).topk(options.k).indices if small else None
-    if ids is None:
-        ids = torch.stack([torch.randperm(vocab, device=device)[: options.k] for _ in range(tokens)])
-    log_probs = torch.log_softmax(torch.randn(tokens, options.k + 1, device=device).mul_(2), -1)
+    # Distinct ids, spread over the vocabulary. (Permutations would leave the heap larger than what is measured.)
+    first, step = torch.randint(vocab, (tokens, 1), device=device), vocab // k
+    ids = (first + step * torch.arange(k, device=device)) % vocab
+    log_probs = torch.log_softmax(torch.randn(tokens, k + 1, device=device).mul_(2), -1)
     return {
-        "hidden": randn(tokens, options.hidden).requires_grad_(),
-        "weight": randn(vocab, options.hidden, scale=0.05).requires_grad_(),
+        "hidden": randn(tokens, width).requires_grad_(),
+        "weight": randn(vocab, width, scale=0.05).requires_grad_(),
         "labels": torch.randint(0, vocab, (tokens,), device=device),
         "teacher": TopKTargets(ids, log_probs[:, :-1].sort(descending=True).values),
-        "teacher_hidden": lambda: randn(tokens, options.hidden),
-        "teacher_weight": lambda: randn(vocab, options.hidden, scale=0.05),
     }
 
 
@@ -51,10 +61,13 @@ def case(
     """A case from a function of the inputs that returns a scalar."""
 
     def prepare(options: argparse.Namespace, small: bool) -> Run:
-        inputs = make_inputs(options, small)
-        if live:
-            inputs.update({name: inputs[name]() for name in ("teacher_hidden", "teacher_weight")})
-        return lambda: loss(inputs, **arguments).backward()
+        inputs = make_inputs(options, small, live)
+
+        def run() -> None:
+            loss(inputs, **arguments).backward()
+            inputs["hidden"].grad = inputs["weight"].grad = None
+
+        return run
 
     return prepare
 
