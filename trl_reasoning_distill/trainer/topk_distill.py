@@ -172,12 +172,12 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         """The divergence per token. Override it to plug in one's own; it is differentiated by autograd.
 
         Args:
-            student_log_probs: `(tokens, k)` at the temperature, of the teacher's ids; −inf where there is no id.
-            teacher_log_probs: `(tokens, k)`, the same of the teacher.
-            student_log_tail: `(tokens,)`, log of the student's mass outside the k ids.
+            student_log_probs: `(tokens, entries)` at the temperature: of the label and of the teacher's ids, each id once.
+            teacher_log_probs: `(tokens, entries)`, the same of the teacher; −inf for an entry outside its Top-K.
+            student_log_tail: `(tokens,)`, log of the student's mass outside the entries.
 
         Returns:
-            `(tokens,)`, not multiplied by T²; 0 for a token without any id.
+            `(tokens,)`, not multiplied by T².
         """
         return topk_divergence(
             student_log_probs, teacher_log_probs, student_log_tail=student_log_tail, **self._divergence_arguments()
