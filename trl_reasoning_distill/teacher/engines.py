@@ -287,12 +287,15 @@ def launch_state() -> PartialState:
     Raises:
         ValueError: If several processes were launched that do not know of each other.
     """
+    import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # `Accelerator` reads this variable, `PartialState` does not: two processes on CPUs would each think it is the only one.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=datetime.timedelta(days=7))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # `PartialState` does not read this variable, and a launch of several processes does not set it from `use_cpu: true`: each of
+    # two processes on CPUs would think it is the only one.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched > 1 and not torch.accelerator.is_available())
+    state = PartialState(cpu=on_cpu, timeout=datetime.timedelta(days=7))
     if launched != state.num_processes:
         raise ValueError(
             f"{launched} processes were launched, but accelerate sees {state.num_processes}: without an accelerator, "
