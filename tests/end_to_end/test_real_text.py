@@ -29,6 +29,8 @@ from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.teacher.store_codec import STEP_LIMIT
 from trl_reasoning_distill.verification.extract import extract_answer
 
+pytestmark = pytest.mark.timeout(1800)  # the first test of each model waits for all of its stages
+
 # ChatML in the special tokens that this tokenizer has.
 STORIES_TEMPLATE = (
     "{%- for message in messages -%}{{- bos_token + message['role'] + '\n' + message['content'] + eos_token + '\n' -}}{%- endfor -%}"
