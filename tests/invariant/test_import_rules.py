@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -46,7 +47,12 @@ def test_the_command_line_loads_nothing_heavy(package: Path) -> None:
 
 
 def test_losses_load_torch_and_no_framework(package: Path) -> None:
-    assert loaded_by(modules_of(package, "losses"), package.parent) & (HEAVY | {"accelerate"}) == {"torch"}
+    modules = modules_of(package, "losses")
+    if (
+        importlib.util.find_spec("triton") is None
+    ):  # comes with torch where there is CUDA; its kernels are loaded there only
+        modules.remove("trl_reasoning_distill.losses._triton_rows")
+    assert loaded_by(modules, package.parent) & (HEAVY | {"accelerate"}) == {"torch"}
 
 
 def test_teacher_and_evaluation_do_not_load_trl(package: Path) -> None:

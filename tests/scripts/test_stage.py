@@ -13,7 +13,14 @@ import pytest
 from trl.scripts.utils import TrlParser
 
 from trl_reasoning_distill.extras import MissingExtraError, require_extra
-from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, read_config, split_config, stage_main
+from trl_reasoning_distill.scripts.stage import (
+    _GRACE_SECONDS,
+    StageArguments,
+    parse_stage,
+    read_config,
+    split_config,
+    stage_main,
+)
 
 
 @dataclass
@@ -128,13 +135,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert message in error
 
 
-def test_only_the_main_process_speaks(
+def test_another_process_speaks_only_after_the_main_one_had_its_turn(
     parse: Parse, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("trl_reasoning_distill.scripts.stage.time.sleep", waited.append)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
         parse("zzz: 1")
-    assert capsys.readouterr().err == ""
+    assert waited == [_GRACE_SECONDS]
+    assert capsys.readouterr().err.startswith("process 1: error: ")
 
 
 def test_an_empty_config_and_its_environment(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ import functools
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ from trl_reasoning_distill.scripts import options
 
 if TYPE_CHECKING:
     from trl import TrlParser
+
+_GRACE_SECONDS = 15.0
 
 USAGE_ERROR = 2
 """Exit code of a mistake in the options, as argparse has it; any other mistake of the user's exits with 1."""
@@ -248,11 +251,18 @@ def _raise_error(message: str) -> NoReturn:
 
 
 def exit_with(error: BaseException | str, code: int) -> NoReturn:
-    """Leave with an exit code and one line on stderr, from the main process only; with `TRD_DEBUG=1` raise the error itself."""
+    """Leave with an exit code and one line on stderr; with `TRD_DEBUG=1` raise the error itself.
+
+    Most errors strike all processes of a launch alike, and the launcher ends the others as soon as one has left. So the main process
+    speaks first, and another one only if it is still there after `_GRACE_SECONDS`: then the error was its own.
+    """
     if os.environ.get("TRD_DEBUG", "0") not in ("", "0") and isinstance(error, BaseException):
         raise error
-    if is_main_process():
-        print(error if isinstance(error, str) else f"error: {error}", file=sys.stderr, flush=True)
+    where = ""
+    if not is_main_process():
+        time.sleep(_GRACE_SECONDS)
+        where = f"process {os.environ['RANK']}: "
+    print(where + (error if isinstance(error, str) else f"error: {error}"), file=sys.stderr, flush=True)
     raise SystemExit(code) from (error if isinstance(error, BaseException) else None)
 
 

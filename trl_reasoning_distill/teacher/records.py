@@ -79,7 +79,7 @@ class TopKLogProbs:
         if not lse_1.any():
             return self
         shift = lse_1[:, None] / np.asarray(self.temperatures, np.float32)
-        return dataclasses.replace(self, log_sum_exp=self.log_sum_exp - shift)
+        return dataclasses.replace(self, log_sum_exp=(self.log_sum_exp - shift).astype(np.float32))
 
     def take(self, rows: npt.NDArray[np.integer] | slice) -> TopKLogProbs:
         """The records at the given rows, in that order."""
