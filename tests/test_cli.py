@@ -168,8 +168,8 @@ def test_a_stage_really_starts_under_accelerate_and_its_error_is_one_line(tmp_pa
 
 def test_ctrl_c_is_the_childs_to_answer_and_is_waited_for() -> None:
     child = (
-        "import time\nprint('ready', flush=True)\n"
-        "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(0.5); print('saved', flush=True); raise SystemExit(130)"
+        "import time\ntry: print('ready', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt: time.sleep(0.5); print('saved', flush=True); raise SystemExit(130)"
     )
     parent = "import sys; from trl_reasoning_distill import launch; print(launch.run_command([sys.executable, '-c', sys.argv[1]]))"
     process = subprocess.Popen(
