@@ -213,3 +213,17 @@ def count_right(model: Path, problems: list[Problem]) -> int:
     texts = {request.key: output.text for request, output in engine.generate(requests, SamplingConfig(128))}
     verdicts = verify_answers([texts[problem.id] for problem in problems], [problem.answer for problem in problems])
     return sum(verdict.status == "correct" for verdict in verdicts)
+
+
+@pytest.mark.timeout(1800)
+def test_the_readmes_python_runs_as_it_stands(finished: Finished, repository: Path) -> None:
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(block.partition("```")[0] for block in readme.split("```python\n")[1:])
+    assert "max_steps=50" in code
+    code = code.replace("max_steps=50", "max_steps=2")
+    code += 'CosineTrainer("recipes/quickstart/models/student", args).train()\n'
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=finished.runs.parent.parent, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("'kd_weight'") == 2, done.stdout  # both trainings log that they distil
