@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -171,7 +172,7 @@ class Suite:
                 ratios.append(asdict(goal) | {"ratio": round(ratio, 3), "reached": ratio <= goal.limit})
         command = ["python", f"benchmarks/{Path(self.script).name}", *sys.argv[1:]]
         return {
-            "command": " ".join(command),
+            "command": shlex.join(command),
             "quick": options.quick,
             "settings": {name: getattr(options, name) for name in ("threads", "rounds", *self.options)},
             "machine": {
