@@ -53,6 +53,8 @@ def train(
         "max_steps": STEPS,
         "per_device_train_batch_size": GLOBAL_BATCH // world,
         "learning_rate": 1e-2,
+        # Where a gradient is nearly zero, AdamW's own epsilon makes the update its sign, and so rounding a whole step
+        "adam_epsilon": 1e-4,
         "max_grad_norm": 1.0,
         "gradient_checkpointing": False,
         "disable_tqdm": True,
