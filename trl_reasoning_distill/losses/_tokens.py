@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trl_reasoning_distill.losses._rows import RowStatistics
 from trl_reasoning_distill.losses.divergence import (
+    LOG_ZERO,
     Divergence,
     DivergenceFunction,
     Support,
@@ -135,7 +136,10 @@ def token_losses(
     if targets.teacher is not None:
         temperature = settings.temperature
         if temperature != 1.0:
-            log_probs_t, log_rest_t = _log_softmax(z / temperature, rest.log_sum_exp_t)
+            # What is empty (a missing entry, a rest where every token is named) is so at any temperature.
+            z_t = torch.where(entries.is_unique, z / temperature, LOG_ZERO)
+            rest_t = torch.where(rest.max > LOG_ZERO / 2, rest.log_sum_exp_t, LOG_ZERO)
+            log_probs_t, log_rest_t = _log_softmax(z_t, rest_t)
         else:
             log_probs_t, log_rest_t = log_probs, log_rest
         teacher = entries.place(targets.teacher, start=1)

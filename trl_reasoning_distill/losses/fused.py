@@ -108,7 +108,7 @@ def fused_linear_distillation_loss(
             the number of tokens in the global batch; the same for the next two.
         kd_weight: weight of the distillation loss.
         kl_weight: weight of the KL to the reference.
-        temperature: T > 0, of the distillation loss only.
+        temperature: 0 < T ≤ 100, of the distillation loss only.
         divergence: see `topk_divergence`; so are `beta`, `support` and `top_p`. Or a `DivergenceFunction`, which is
             differentiated by autograd.
         beta: interpolation of `"jsd"`.
@@ -201,8 +201,8 @@ def _per_token(name: str, value: float | Tensor, hidden: Tensor) -> Float[Tensor
 
 
 def _check_settings(temperature: float, kl_direction: str, logit_softcap: float | None, chunk_size: int | None) -> None:
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0, but is {temperature}.")
+    if not 0 < temperature <= 100:  # beyond, `LOG_ZERO / temperature` is no longer a log of zero
+        raise ValueError(f"`temperature` must be above 0 and at most 100, but is {temperature}.")
     if kl_direction not in get_args(KLDirection):
         raise ValueError(f"`kl_direction` must be one of {', '.join(get_args(KLDirection))}, but is {kl_direction!r}.")
     if logit_softcap is not None and not logit_softcap > 0:
