@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -207,8 +206,8 @@ def test_errors_teach() -> None:
 @pytest.mark.parametrize(
     "bit", ["<think>", "</think>", "\\boxed{", "{", "\\", "\n", "Final Answer: ", "#", " ", "\\boxed   "]
 )
-def test_hostile_text_takes_linear_time(form: ReasoningFormat, bit: str) -> None:
+@pytest.mark.timeout(120)  # quadratic time would take days
+def test_hostile_text_hangs_nothing(form: ReasoningFormat, bit: str) -> None:
     text = bit * (1_000_000 // len(bit))
-    started = time.monotonic()
-    form.parse(text)
-    assert time.monotonic() - started < 5.0
+    parsed = form.parse(text)
+    assert len(parsed.reasoning or "") + len(parsed.answer or "") <= len(text)

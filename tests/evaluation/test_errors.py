@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from fractions import Fraction
 
@@ -86,16 +85,10 @@ def test_no_text_is_an_error(text):
 
 
 @pytest.mark.parametrize("pattern", ["1+", "=", "1=", "(", ",111", "1*1=", "x ", "**1", "9"])
-def test_time_is_linear_in_the_text(pattern):
-    def seconds(length: int) -> float:
-        text = (pattern * length)[:length] + "=1"
-        start = time.process_time()
-        for _ in find_equations(text):
-            pass
-        return time.process_time() - start
-
-    seconds(1000)
-    assert seconds(40_000) < 40 * max(seconds(4_000), 0.01)  # quadratic would be 100 times
+@pytest.mark.timeout(120)  # quadratic time would take hours
+def test_long_text_hangs_nothing(pattern):
+    text = (pattern * 300_000)[:300_000] + "=1"
+    assert all(isinstance(equation.holds, bool) for equation in find_equations(text))
 
 
 def row(output: str, answer: str | None = "5", **columns: str) -> dict[str, str | None]:

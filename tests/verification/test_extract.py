@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,8 +113,7 @@ def test_never_raises_and_never_makes_up_an_answer(text: str) -> None:
     "bit",
     ["\\boxed{", "\\boxed{}", "{", "}", "$", "$x$ ", "\\(", "#", "####", "#### 1\n", "answer is ", "the answer is 1\n", "A: ", "Therefore ", "1", "1,", "1 ", "-", "/1", "Wait ", "<think>", "</think>", " ", "\n", "*", "1.", "\\boxed{1}, "],
 )  # fmt: skip
-def test_hostile_text_takes_linear_time(bit: str) -> None:
-    text = bit * (1_000_000 // len(bit))
-    started = time.process_time()
-    extract_answer(text)
-    assert time.process_time() - started < 8.0
+@pytest.mark.timeout(120)  # quadratic time would take days
+def test_hostile_text_hangs_nothing(bit: str) -> None:
+    found = extract_answer(bit * (1_000_000 // len(bit)))
+    assert (found.answer is None) == (found.rule in ("none", "unfinished_reasoning"))
