@@ -122,12 +122,14 @@ def run_training(
     from accelerate import PartialState
 
     from trl_reasoning_distill.data.manifest import StageRun
+    from trl_reasoning_distill.teacher.engines import check_launch
 
     if not model.model_name_or_path:
         raise ValueError(
             "model_name_or_path is missing: say which model is trained, on the command line or in the YAML."
         )
     state = PartialState()
+    check_launch(state)
     train_rows, eval_rows = data.split(rows, config.data_seed if config.data_seed is not None else config.seed)
     if config.eval_strategy != "no" and eval_rows is None:
         raise ValueError(f"eval_strategy={config.eval_strategy} without evaluation rows: give eval_share or eval_path.")

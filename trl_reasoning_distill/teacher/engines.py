@@ -287,21 +287,45 @@ def launch_state() -> PartialState:
     Raises:
         ValueError: If several processes were launched that do not know of each other.
     """
-    import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    share_cpus()
+    # `Accelerator` reads this variable, `PartialState` does not
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=datetime.timedelta(days=7))
+    check_launch(state)
+    return state
+
+
+def share_cpus() -> None:
+    """Tell accelerate that the processes of this launch belong together, if they have no accelerator to tell by.
+
+    `accelerate launch` does not hand `use_cpu: true` on to several processes, and without it each of them thinks that it is the only one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "ACCELERATE_USE_CPU" not in os.environ:
+        import torch
+
+        if not torch.accelerator.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def check_launch(state: PartialState) -> None:
+    """Refuse a launch that accelerate took for another than it is.
+
+    Raises:
+        ValueError: If several processes were launched that do not know of each other, or FSDP that has become DDP.
+    """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    # `PartialState` does not read this variable, and a launch of several processes does not set it from `use_cpu: true`: each of
-    # two processes on CPUs would think it is the only one.
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (launched > 1 and not torch.accelerator.is_available())
-    state = PartialState(cpu=on_cpu, timeout=datetime.timedelta(days=7))
     if launched != state.num_processes:
         raise ValueError(
             f"{launched} processes were launched, but accelerate sees {state.num_processes}: without an accelerator, "
             "set `use_cpu: true` in the accelerate config."
         )
-    return state
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and state.device.type == "cpu":
+        raise ValueError(
+            "FSDP was asked for, but there is no accelerator, and on CPUs accelerate would run DDP instead without a word. "
+            "Use accelerate_configs/zero2.yaml or zero3.yaml with `use_cpu: true`, or ddp.yaml."
+        )
 
 
 def restore_open_tag(text: str, *, opened: bool = False) -> str:
