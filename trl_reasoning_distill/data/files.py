@@ -18,7 +18,7 @@ from typing import IO, Any
 import xxhash
 
 _HASH_CHUNK = 1 << 22
-# Half of a surrogate pair, which a cut completion can hold, has no UTF-8; as `\udXXX` it is what JSON itself writes for it.
+# Half of a surrogate pair, which a cut completion can hold, has no UTF-8; as `\ud83d` it is what JSON itself writes for it.
 _SURROGATES = "backslashreplace"
 
 
