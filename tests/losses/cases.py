@@ -31,6 +31,17 @@ class Case:
     def parameters(self) -> list[Tensor]:
         return [tensor for tensor in (self.hidden, self.weight, self.bias) if tensor is not None]
 
+    @property
+    def has_resolvable_tails(self) -> bool:
+        """Whether float32 can know the tails: of `1 - mass` it sees 1e-7, and reverse KL takes the logarithm."""
+        for topk in (self.teacher, self.reference):
+            if isinstance(topk, TopKTargets):
+                present = topk.ids >= 0
+                tail = 1 - (topk.log_probs.exp() * present).sum(-1)
+                if ((tail < 1e-3) & (present.sum(-1) < len(self.weight))).any():
+                    return False
+        return True
+
     def run(
         self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> tuple[FusedLoss, list[Tensor]]:

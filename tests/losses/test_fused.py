@@ -48,9 +48,10 @@ WEIGHTS = ("sft_weight", "kd_weight", "kl_weight")
 @settings(deadline=None, max_examples=150)
 @given(case=cases())
 def test_values_and_gradients_are_those_of_the_formula(device, case):
-    # The formula is checked in float64. In float32 a teacher's small tail (one minus its mass) is known to 1e-7 only, and
-    # reverse KL takes its logarithm; `test_precision_at_the_shape_of_a_head` checks float32 where it is well-conditioned.
-    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
+    precisions = [(torch.float64, 1e-8)]
+    if case.has_resolvable_tails:
+        precisions.append((torch.float32, 5e-4))
+    for dtype, tolerance in precisions:
         out, grads = case.run(dtype, device)
         parts, expected_grads = case.expected(dtype)
         torch.testing.assert_close(out.loss.detach().cpu().double(), parts["loss"], atol=tolerance, rtol=tolerance)
