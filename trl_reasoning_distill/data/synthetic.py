@@ -6,7 +6,8 @@ the order of independent steps, the order of operands in a sum, and the wording 
 on these solutions has honest uncertainty about what comes next, and its logits say more than one sampled text does.
 
 Train and test are disjoint by construction: a hash of the family and the numbers (not of the surface) assigns every
-problem to one split, so a test problem never occurs in training under another name either.
+problem to one split, so a test problem never occurs in training under another name either. The numbers count in their order:
+2 bags of 9 and 9 bags of 2 are two problems, and may lie in different splits.
 """
 
 from __future__ import annotations
