@@ -26,7 +26,7 @@ from trl_reasoning_distill.data.files import read_json, read_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import load_problems
-from trl_reasoning_distill.teacher.store_codec import STEP_LIMIT
+from trl_reasoning_distill.teacher.store.codec import STEP_LIMIT
 from trl_reasoning_distill.verification.extract import extract_answer
 
 pytestmark = pytest.mark.timeout(1800)  # the first test of each model waits for all of its stages

@@ -38,7 +38,7 @@ RULES = {
     "teacher": Rule(internal=("data", "verification", "extras"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(internal=("losses", "teacher.store", "teacher.records", "data", "verification", "extras")),
-    "evaluation": Rule(internal=("verification", "data", "teacher.engines", "extras"), banned=TRL),
+    "evaluation": Rule(internal=("verification", "data", "teacher.engines", "teacher.processes", "extras"), banned=TRL),
     "scripts": Rule(internal=("data", "verification", "teacher", "losses", "trainer", "evaluation", "extras")),
     "extras": Rule(internal=(), only=frozenset()),
     "launch": Rule(internal=("scripts",), banned=HEAVY - {"torch"}),  # only in the launcher's own process

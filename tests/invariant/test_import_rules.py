@@ -67,7 +67,7 @@ def test_teacher_and_evaluation_do_not_load_trl(package: Path) -> None:
         ("verification/__init__.py", "from trl_reasoning_distill.teacher import store"),
         ("losses/divergence.py", "import numpy"),
         ("losses/divergence.py", "from ..data import files"),
-        ("teacher/store.py", "import trl"),
+        ("teacher/records.py", "import trl"),
         ("trainer/config.py", "from trl_reasoning_distill.evaluation import compare"),
         ("trainer/config.py", "from trl_reasoning_distill import teacher"),
         ("evaluation/compare.py", "import trl_reasoning_distill.scripts.stage"),

@@ -34,9 +34,9 @@ from trl_reasoning_distill.teacher.engines import (
     GenerationRequest,
     SamplingConfig,
     in_chunks,
-    launch_state,
     sample_seed,
 )
+from trl_reasoning_distill.teacher.processes import launch_state
 from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answers
 

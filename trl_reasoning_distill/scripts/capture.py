@@ -144,7 +144,7 @@ def main(args: list[str] | None = None) -> None:
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.capture import capture
-    from trl_reasoning_distill.teacher.engines import launch_state
+    from trl_reasoning_distill.teacher.processes import launch_state
 
     state = launch_state()
     if options.device_map and state.num_processes > 1:
@@ -256,7 +256,7 @@ def load_tokenizer(model: str, revision: str | None, chat_template_path: str | N
 
 
 def _load_reader(options: CaptureArguments, tokenizer: Any) -> Any:
-    from trl_reasoning_distill.teacher.engine_transformers import TransformersEngine
+    from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
     from trl_reasoning_distill.teacher.reader import TransformersReader
 
     config = options.make_config()

@@ -79,7 +79,7 @@ def main(args: list[str] | None = None) -> None:
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
-    from trl_reasoning_distill.teacher.engines import launch_state
+    from trl_reasoning_distill.teacher.processes import launch_state
 
     models = parse_models(options.models)
     config = EvaluationConfig(sampling.make_sampling(), prompt.make_format(), sampling.seed, options.verify_timeout)

@@ -68,8 +68,8 @@ def main(args: list[str] | None = None) -> None:
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.sources import load_problems
-    from trl_reasoning_distill.teacher.engines import launch_state
     from trl_reasoning_distill.teacher.generation import GenerationConfig, generate
+    from trl_reasoning_distill.teacher.processes import launch_state
 
     few_shot = load_problems(options.few_shot) if options.few_shot else []
     config = GenerationConfig(

@@ -86,7 +86,7 @@ def parse_stage(parser: TrlParser, args: Sequence[str] | None = None) -> tuple[A
     Raises:
         SystemExit: With exit code 2 and one line on stderr, if an option is unknown, doubled, missing or out of its range.
     """
-    from trl_reasoning_distill.teacher.engines import share_cpus
+    from trl_reasoning_distill.teacher.processes import share_cpus
 
     share_cpus()  # before any dataclass asks accelerate where it runs
     parser.allow_abbrev = False  # an abbreviation that is unique today is ambiguous with tomorrow's options

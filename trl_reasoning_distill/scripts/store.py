@@ -104,7 +104,7 @@ def _inspect(store: TopKStore) -> None:
 def _audit(store: TopKStore, options: StoreArguments) -> None:
     from trl_reasoning_distill.scripts.capture import load_tokenizer
     from trl_reasoning_distill.teacher.audit import audit_store, plot_audit
-    from trl_reasoning_distill.teacher.engine_transformers import TransformersEngine
+    from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
     from trl_reasoning_distill.teacher.reader import TransformersReader
 
     made_with = store.fingerprint

@@ -122,7 +122,7 @@ def run_training(
     from accelerate import PartialState
 
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.teacher.engines import check_launch
+    from trl_reasoning_distill.teacher.processes import check_launch
 
     if not model.model_name_or_path:
         raise ValueError(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
 from trl_reasoning_distill.teacher.reader import Reader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore, TopKStoreWriter
-from trl_reasoning_distill.teacher.store_codec import Encoding
+from trl_reasoning_distill.teacher.store.codec import Encoding
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -26,9 +26,9 @@ from trl_reasoning_distill.teacher.engines import (
     GenerationRequest,
     SamplingConfig,
     in_chunks,
-    launch_state,
     sample_seed,
 )
+from trl_reasoning_distill.teacher.processes import launch_state
 from trl_reasoning_distill.verification.verify import verify_answers
 
 TRACES_NAME = "traces.jsonl"

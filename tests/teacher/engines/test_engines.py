@@ -28,8 +28,6 @@ from scipy import stats
 
 from tests.teacher import tiny
 from trl_reasoning_distill.extras import MissingExtraError
-from trl_reasoning_distill.teacher.engine_openai import OpenAIEngine
-from trl_reasoning_distill.teacher.engine_transformers import SeededSampler, TransformersEngine
 from trl_reasoning_distill.teacher.engines import (
     EngineArguments,
     GenerationOutput,
@@ -39,6 +37,8 @@ from trl_reasoning_distill.teacher.engines import (
     make_engine,
     restore_open_tag,
 )
+from trl_reasoning_distill.teacher.engines.openai import OpenAIEngine
+from trl_reasoning_distill.teacher.engines.transformers import SeededSampler, TransformersEngine
 
 SAMPLED = SamplingConfig(max_new_tokens=24, temperature=1.0)
 GREEDY = SamplingConfig(max_new_tokens=24)

@@ -14,7 +14,7 @@ from tests.teacher.records import make_records
 from trl_reasoning_distill.data.tokenization import row_hash
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore, TopKStoreWriter
-from trl_reasoning_distill.teacher.store_writer import manifest_text
+from trl_reasoning_distill.teacher.store.writing import manifest_text
 
 FINGERPRINT = {"teacher": "a/teacher", "tokenizer": "abc", "dtype": "float32"}
 

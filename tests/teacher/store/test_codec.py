@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.teacher.records import divergence, make_records
 from trl_reasoning_distill.teacher.records import TopKLogProbs
-from trl_reasoning_distill.teacher.store_codec import STEP_LIMIT, decode_block, encode_block
-from trl_reasoning_distill.teacher.store_shard import rank_ids
+from trl_reasoning_distill.teacher.store.codec import STEP_LIMIT, decode_block, encode_block
+from trl_reasoning_distill.teacher.store.shard import rank_ids
 
 
 def round_trip(records: TopKLogProbs, encoding: str = "compact") -> TopKLogProbs:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trl_reasoning_distill.extras import require_extra
-from trl_reasoning_distill.teacher.engines import (
+from trl_reasoning_distill.teacher.engines.base import (
     GenerationOutput,
     GenerationRequest,
     SamplingConfig,
-    launch_state,
     restore_open_tag,
 )
+from trl_reasoning_distill.teacher.processes import launch_state
 
 # vLLM's offline call returns when all its requests are done: this many at a time keep it busy and the progress alive.
 _REQUESTS_PER_CALL = 1024

@@ -1,17 +1,4 @@
-"""`TopKStore`: rows of tokens, and what the teacher said at each supervised position of them, on disk.
-
-    store/
-      manifest.json       what made it, how it is laid out, checksums; written last
-      rows.parquet        token ids, which of them are supervised, a hash per row, and the text they came from
-      shards/00000.topk   the records, in compressed blocks (see `store_codec`)
-
-Records are numbered from 0 through the whole store, one per supervised position t ≥ 1, row after row. A token carries the number
-of its record (`kd_index`) wherever it goes, so that shuffling, packing and truncation cannot part them.
-
-    store = TopKStore.open("runs/capture/store")
-    records = store.read(store.row(0).kd_index[store.row(0).kd_index >= 0])
-    records.ids, records.at_temperature(2.0)
-"""
+"""Open a finished store: records by number, rows, and whether it was made for these tokens."""
 
 from __future__ import annotations
 
@@ -30,14 +17,12 @@ import xxhash
 
 from trl_reasoning_distill.data.tokenization import row_hash
 from trl_reasoning_distill.teacher.records import TopKLogProbs
-from trl_reasoning_distill.teacher.store_rows import ROWS, RowsReader
-from trl_reasoning_distill.teacher.store_shard import Shard, StoreError, file_hash, shard_path
-from trl_reasoning_distill.teacher.store_writer import FORMAT, MANIFEST, SCHEMA, TopKStoreWriter, manifest_text
+from trl_reasoning_distill.teacher.store.rows import ROWS, RowsReader
+from trl_reasoning_distill.teacher.store.shard import Shard, StoreError, file_hash, shard_path
+from trl_reasoning_distill.teacher.store.writing import FORMAT, MANIFEST, SCHEMA, manifest_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = ["StoreError", "StoredRow", "TopKLogProbs", "TopKStore", "TopKStoreWriter"]
 
 
 @dataclasses.dataclass(frozen=True)

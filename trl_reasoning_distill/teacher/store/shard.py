@@ -23,7 +23,7 @@ import zstandard
 
 from trl_reasoning_distill.data.files import atomic_write
 from trl_reasoning_distill.teacher.records import TopKLogProbs
-from trl_reasoning_distill.teacher.store_codec import Encoding, decode_block, encode_block
+from trl_reasoning_distill.teacher.store.codec import Encoding, decode_block, encode_block
 
 MAGIC = b"TRDTOPK\x01"
 _PREFIX = struct.Struct("<8sI")

@@ -28,14 +28,14 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from trl_reasoning_distill.data.schema import FinishReason
 from trl_reasoning_distill.extras import require_extra
-from trl_reasoning_distill.teacher.engines import (
+from trl_reasoning_distill.teacher.engines.base import (
     GenerationOutput,
     GenerationRequest,
     SamplingConfig,
     is_opened,
-    launch_state,
     restore_open_tag,
 )
+from trl_reasoning_distill.teacher.processes import launch_state
 
 QUANTIZATIONS = ("4bit", "8bit")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

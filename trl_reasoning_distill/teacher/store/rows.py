@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trl_reasoning_distill.data.files import atomic_write
-from trl_reasoning_distill.teacher.store_shard import StoreError, file_hash
+from trl_reasoning_distill.teacher.store.shard import StoreError, file_hash
 
 ROWS = "rows.parquet"
 _GROUP_ROWS = 1024

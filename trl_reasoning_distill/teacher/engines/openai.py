@@ -12,7 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from trl_reasoning_distill.extras import require_extra
-from trl_reasoning_distill.teacher.engines import GenerationOutput, GenerationRequest, SamplingConfig, restore_open_tag
+from trl_reasoning_distill.teacher.engines.base import (
+    GenerationOutput,
+    GenerationRequest,
+    SamplingConfig,
+    restore_open_tag,
+)
 
 # A local server asks for no key, but the client insists on one.
 _NO_KEY = "none"

@@ -15,9 +15,9 @@ import xxhash
 from trl_reasoning_distill.data.files import atomic_write
 from trl_reasoning_distill.data.tokenization import row_hash
 from trl_reasoning_distill.teacher.records import TopKLogProbs
-from trl_reasoning_distill.teacher.store_codec import ENCODINGS, Encoding
-from trl_reasoning_distill.teacher.store_rows import RowsWriter, as_row
-from trl_reasoning_distill.teacher.store_shard import shard_path, write_shard
+from trl_reasoning_distill.teacher.store.codec import ENCODINGS, Encoding
+from trl_reasoning_distill.teacher.store.rows import RowsWriter, as_row
+from trl_reasoning_distill.teacher.store.shard import shard_path, write_shard
 
 FORMAT = "trl-reasoning-distill/topk-store"
 SCHEMA = 1
