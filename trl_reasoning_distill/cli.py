@@ -10,13 +10,16 @@ mistyped option.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 from trl_reasoning_distill import launch
 from trl_reasoning_distill.scripts import STAGES, options, stage
+from trl_reasoning_distill.shipped import copy_recipe, shipped_recipes
 
 _LAUNCHER_HELP = """\
 launcher options:
@@ -41,11 +44,32 @@ def main(argv: Sequence[str] | None = None) -> None:
             from trl_reasoning_distill import pipeline
 
             pipeline.main(args)
+        elif command == "recipes":
+            recipes(args)
         else:
-            stage.check_known([command], [*STAGES, "run"], "trl-distill")
+            stage.check_known([command], [*STAGES, "run", "recipes"], "trl-distill")
             run_stage(command, args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
         stage.exit_with(error, stage.USAGE_ERROR)
+
+
+def recipes(args: Sequence[str]) -> None:
+    """Run `trl-distill recipes`: list them, or copy one."""
+    parser = argparse.ArgumentParser(
+        prog="trl-distill recipes", description="List the recipes that come with this package, or copy one to edit."
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    copy = actions.add_parser("copy", help="copy a recipe to a folder of one's own", description=copy_recipe.__doc__)
+    copy.add_argument("name", metavar="NAME", help="name of the recipe")
+    copy.add_argument("target", metavar="FOLDER", type=Path, help="folder to make")
+    arguments = parser.parse_args(args)
+    if arguments.action == "copy":
+        target = copy_recipe(arguments.name, arguments.target)
+        print(f"{target}: edit its YAML, then `trl-distill run {target}`; results go to runs/{target.resolve().name}/")
+        return
+    for recipe in shipped_recipes():
+        print(f"{recipe.name:<20} {recipe.summary}")
+    print("\n`trl-distill recipes copy NAME FOLDER` makes a copy to edit; `trl-distill run FOLDER` runs it.")
 
 
 def overview() -> str:
@@ -58,6 +82,7 @@ def overview() -> str:
             "Teach a small language model to reason like a large one.",
             "",
             "a whole recipe:",
+            "  recipes    list the recipes that come with this package; `recipes copy NAME FOLDER` makes one's own",
             "  run        run the stages of a recipe in order, skipping what is done: trl-distill run recipes/quickstart",
             "",
             "its stages, in order:",

@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Any
 
 from trl_reasoning_distill.scripts import options, stage
+from trl_reasoning_distill.shipped import shipped_folder
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "accelerate_configs"
+CONFIG_FOLDER = shipped_folder("accelerate_configs")
 _SCRIPTS = "trl_reasoning_distill.scripts"
 
 

@@ -33,8 +33,8 @@ from trl_reasoning_distill import launch
 from trl_reasoning_distill.data.files import read_json, write_json
 from trl_reasoning_distill.data.manifest import StageManifest, describe_input, read_manifest
 from trl_reasoning_distill.scripts import STAGES, options, stage
+from trl_reasoning_distill.shipped import RECIPE_NAME
 
-RECIPE_NAME = "recipe.yaml"
 RECORD_NAME = "pipeline.json"
 RUNS = "runs"
 
@@ -105,7 +105,8 @@ def read_recipe(recipe: Path, runs_dir: str = RUNS) -> list[RecipeStage]:
     path = recipe / RECIPE_NAME
     if not path.is_file():
         raise FileNotFoundError(
-            f"No {RECIPE_NAME} in {recipe}. Run this from the folder that holds recipes/, or give a recipe's path."
+            f"No {RECIPE_NAME} in {recipe}. `trl-distill recipes` lists the recipes that come with this package, and "
+            "`trl-distill recipes copy NAME FOLDER` makes a copy to run."
         )
     content = stage.read_config(path)
     stage.check_known(content, ["summary", "stages"], str(path))

@@ -41,9 +41,10 @@ RULES = {
     "evaluation": Rule(internal=("verification", "data", "teacher.engines", "teacher.processes", "extras"), banned=TRL),
     "scripts": Rule(internal=("data", "verification", "teacher", "losses", "trainer", "evaluation", "extras")),
     "extras": Rule(internal=(), only=frozenset()),
-    "launch": Rule(internal=("scripts",), banned=HEAVY - {"torch"}),  # only in the launcher's own process
-    "pipeline": Rule(internal=("scripts", "launch", "data"), banned=HEAVY),
-    "cli": Rule(internal=("scripts", "launch", "pipeline"), banned=HEAVY),
+    "shipped": Rule(internal=(), only=frozenset({"yaml"})),
+    "launch": Rule(internal=("scripts", "shipped"), banned=HEAVY - {"torch"}),  # only in the launcher's own process
+    "pipeline": Rule(internal=("scripts", "launch", "data", "shipped"), banned=HEAVY),
+    "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped"), banned=HEAVY),
 }
 EXCEPTIONS = {"trainer/callbacks.py": ("evaluation",)}
 """Files that may import one room more."""

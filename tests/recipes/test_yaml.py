@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trl_reasoning_distill.pipeline import RECIPE_NAME, read_recipe
+from trl_reasoning_distill.pipeline import read_recipe
 from trl_reasoning_distill.scripts.stage import parse_stage, read_config
+from trl_reasoning_distill.shipped import RECIPE_NAME
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path.parent for path in REPOSITORY.glob(f"recipes/*/{RECIPE_NAME}"))
