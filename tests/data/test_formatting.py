@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -211,3 +213,30 @@ def test_hostile_text_hangs_nothing(form: ReasoningFormat, bit: str) -> None:
     text = bit * (1_000_000 // len(bit))
     parsed = form.parse(text)
     assert len(parsed.reasoning or "") + len(parsed.answer or "") <= len(text)
+
+
+def count_lines(form: ReasoningFormat, text: str) -> int:
+    """Lines of Python that `parse` runs; what they call (`find`, `rfind`, one pass of a pattern without nesting) is linear itself."""
+    lines = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        form.parse(text)
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "bit", ["<think>", "</think>", "\\boxed{", "\\boxed{1}", "{}", "#### ", "Final Answer: ", "<answer>", "\n\n"]
+)
+def test_work_grows_no_faster_than_the_text(form: ReasoningFormat, bit: str) -> None:
+    once, fourfold = count_lines(form, bit * 500), count_lines(form, bit * 2000)
+    assert fourfold <= 4 * once + 40
