@@ -166,10 +166,14 @@ def test_a_stage_really_starts_under_accelerate_and_its_error_is_one_line(tmp_pa
     assert "Traceback" not in result.stderr
 
 
-def test_ctrl_c_is_the_childs_to_answer_and_is_waited_for() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_all", [True, False])
+def test_a_signal_is_the_childs_to_answer_and_is_waited_for(number: signal.Signals, to_all: bool) -> None:
     child = (
-        "import time\ntry: print('ready', flush=True); time.sleep(60)\n"
-        "except KeyboardInterrupt: time.sleep(0.5); print('saved', flush=True); raise SystemExit(130)"
+        "import time\nfrom trl_reasoning_distill.interruption import interrupt, on_interruption\n"
+        "with on_interruption(interrupt):\n"
+        "    try: print('ready', flush=True); time.sleep(60)\n"
+        "    except KeyboardInterrupt as stop: time.sleep(0.5); print('saved', flush=True); raise SystemExit(stop.exit_code)"
     )
     parent = "import sys; from trl_reasoning_distill import launch; print(launch.run_command([sys.executable, '-c', sys.argv[1]]))"
     process = subprocess.Popen(
@@ -181,9 +185,12 @@ def test_ctrl_c_is_the_childs_to_answer_and_is_waited_for() -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)
+    if to_all:  # as a terminal does
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     output, error = process.communicate(timeout=60)
-    assert (output, error) == ("saved\n130\n", "")
+    assert (output, error) == (f"saved\n{128 + number}\n", "")
 
 
 @pytest.mark.distributed

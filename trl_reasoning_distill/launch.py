@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,11 +13,14 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
+from trl_reasoning_distill.interruption import on_interruption
 from trl_reasoning_distill.scripts import options, stage
 from trl_reasoning_distill.shipped import shipped_folder
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 CONFIG_FOLDER = shipped_folder("accelerate_configs")
 _SCRIPTS = "trl_reasoning_distill.scripts"
@@ -139,20 +144,22 @@ def run_in_process(name: str, args: Sequence[str]) -> None:
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command to its end and return its exit code; Ctrl-C is the child's to answer, and is waited for.
+    """Run a command to its end and return its exit code; signals to stop are the child's to answer, and are waited for.
 
-    Terminals send Ctrl-C to both. Were this process to die of it, the child would go on talking to a terminal that is no longer
-    its own.
+    Were this process to die of them, the child would go on by itself, talking to a terminal that is no longer its own.
     """
-    before = signal.signal(signal.SIGINT, _leave_to_child)
-    try:
-        return subprocess.run(command, check=False).returncode
-    finally:
-        signal.signal(signal.SIGINT, before)
+    environment = os.environ | {
+        stage.COMMAND_VARIABLE: os.environ.get(stage.COMMAND_VARIABLE, shlex.join(["trl-distill", *sys.argv[1:]]))
+    }
+    process: subprocess.Popen[bytes] | None = None
 
+    def hand_on(number: int) -> None:
+        if process is not None:
+            process.send_signal(number)
 
-def _leave_to_child(number: int, frame: FrameType | None) -> Any:
-    """A handler and not SIG_IGN, which the child would inherit."""
+    with on_interruption(hand_on):
+        process = subprocess.Popen(command, env=environment)
+        return process.wait()
 
 
 def _take_option(words: list[str], flag: str) -> str | None:
@@ -179,25 +186,47 @@ def _usable_cores() -> int:
 
 
 def main() -> None:
-    """`accelerate launch` without its tracebacks, which would bury the line in which the stage says what was wrong."""
+    """`accelerate launch` without its tracebacks, which would bury the line in which the stage says what was wrong.
+
+    SIGTERM and SIGINT are handed on to the processes of the launch, and the launch ends when they have ended. torch's own agent would
+    kill them 30 seconds later, in the middle of a checkpoint.
+    """
+    import psutil
+
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGHUP,SIGQUIT")  # torchrun's --signals_to_handle
     from accelerate.commands.launch import main as accelerate_launch
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    signal.signal(signal.SIGINT, _leave_to_child)
-    try:
-        accelerate_launch()
-    except SignalException:
-        raise SystemExit(130) from None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            print(
-                f"error: the process of rank {rank} was killed by {name} (out of memory, if nobody sent it).",
-                file=sys.stderr,
-            )
-        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+    heard: list[int] = []
+
+    def hand_on(number: int) -> None:
+        heard.append(number)
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+
+    with on_interruption(hand_on):
+        try:
+            accelerate_launch()
+        except ChildFailedError as error:
+            if not heard:
+                _exit_with_first_failure(error)
+        except SystemExit:
+            if not heard:
+                raise
+    if heard:
+        raise SystemExit(128 + heard[0])
+
+
+def _exit_with_first_failure(error: ChildFailedError) -> NoReturn:
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        print(
+            f"error: the process of rank {rank} was killed by {name} (out of memory, if nobody sent it).",
+            file=sys.stderr,
+        )
+    raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
 
 
 if __name__ == "__main__":

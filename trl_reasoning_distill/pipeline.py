@@ -37,6 +37,8 @@ from trl_reasoning_distill.shipped import RECIPE_NAME
 
 RECORD_NAME = "pipeline.json"
 RUNS = "runs"
+_STOPPED = (130, 143, -2, -15)
+"""Exit codes of a stage that a signal stopped, as it leaves by itself or as the system has it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         ValueError: If the recipe or an option of one of its stages is wrong; nothing has been started then.
-        SystemExit: With exit code 1 if a stage failed, 130 if it was stopped.
+        SystemExit: With exit code 1 if a stage failed, 130 or 143 if it was stopped.
     """
     arguments, launcher_words = _parse(args)
     recipe = Path(arguments.recipe)
@@ -167,9 +169,10 @@ def _run_all(stages: Sequence[RecipeStage], run_folder: Path, launcher_words: li
 
 def _stop(label: str, code: int, seconds: str) -> None:
     again = shlex.join(["trl-distill", *sys.argv[1:]])
-    how = "stopped" if code in (130, -2) else f"failed with exit code {code}; the lines above say why"
+    stopped = code in _STOPPED
+    how = "stopped" if stopped else f"failed with exit code {code}; the lines above say why"
     print(f"{label}: {how}, after {seconds}. What is done stays done; go on with: {again}", file=sys.stderr, flush=True)
-    raise SystemExit(130 if code in (130, -2) else 1)
+    raise SystemExit(128 + abs(code) % 128 if stopped else 1)
 
 
 def _parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

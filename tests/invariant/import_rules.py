@@ -37,12 +37,19 @@ RULES = {
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
     "teacher": Rule(internal=("data", "verification", "extras"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
-    "trainer": Rule(internal=("losses", "teacher.store", "teacher.records", "data", "verification", "extras")),
+    "trainer": Rule(
+        internal=("losses", "teacher.store", "teacher.records", "data", "verification", "extras", "interruption")
+    ),
     "evaluation": Rule(internal=("verification", "data", "teacher.engines", "teacher.processes", "extras"), banned=TRL),
-    "scripts": Rule(internal=("data", "verification", "teacher", "losses", "trainer", "evaluation", "extras")),
+    "scripts": Rule(
+        internal=("data", "verification", "teacher", "losses", "trainer", "evaluation", "extras", "interruption")
+    ),
+    "interruption": Rule(internal=(), only=frozenset()),
     "extras": Rule(internal=(), only=frozenset()),
     "shipped": Rule(internal=(), only=frozenset({"yaml"})),
-    "launch": Rule(internal=("scripts", "shipped"), banned=HEAVY - {"torch"}),  # only in the launcher's own process
+    "launch": Rule(
+        internal=("scripts", "shipped", "interruption"), banned=HEAVY - {"torch"}
+    ),  # only in the launcher's own process
     "pipeline": Rule(internal=("scripts", "launch", "data", "shipped"), banned=HEAVY),
     "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped"), banned=HEAVY),
 }

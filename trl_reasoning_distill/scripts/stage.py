@@ -37,12 +37,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from trl_reasoning_distill.extras import MissingExtraError
+from trl_reasoning_distill.interruption import InterruptedBySignal, interrupt, on_interruption
 from trl_reasoning_distill.scripts import options
 
 if TYPE_CHECKING:
     from trl import TrlParser
 
 _GRACE_SECONDS = 15.0
+
+COMMAND_VARIABLE = "TRD_COMMAND"
+"""The environment variable in which `trl-distill` tells its stages what the user typed."""
 
 USAGE_ERROR = 2
 """Exit code of a mistake in the options, as argparse has it; any other mistake of the user's exits with 1."""
@@ -197,7 +201,7 @@ def stage_main(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
     """Make a stage's `main` kind: help and mistyped options before anything heavy is loaded, errors of one line.
 
     What a user can cause (a wrong value, a missing file or extra, Ctrl-C) becomes one line on stderr. The exit code is 2 for an
-    option, 1 for any other mistake, 130 after Ctrl-C. Set `TRD_DEBUG=1` to see the traceback.
+    option, 1 for any other mistake, 130 after Ctrl-C and 143 after SIGTERM. Set `TRD_DEBUG=1` to see the traceback.
     """
     script = main.__code__.co_filename
 
@@ -207,11 +211,14 @@ def stage_main(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
             answer_early(
                 script, sys.argv[1:] if args is None else args, f"accelerate launch recipes/{Path(script).name}"
             )
-            main(args)
+            with on_interruption(interrupt):
+                main(args)
         except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MissingExtraError) as error:
             exit_with(error, 1)
-        except KeyboardInterrupt:
-            exit_with("Stopped. Run the same command again to go on from here.", 130)
+        except KeyboardInterrupt as stop:
+            command = os.environ.get(COMMAND_VARIABLE, "the same command again")
+            signal_name, code = (str(stop), stop.exit_code) if isinstance(stop, InterruptedBySignal) else ("Ctrl-C", 130)
+            exit_with(f"Stopped by {signal_name}; what was made is kept. Go on from here with: {command}", code)
 
     return guarded
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl_reasoning_distill.interruption import InterruptedBySignal
 from trl_reasoning_distill.scripts.stage import TrainingStageArguments
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def run_training(
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.processes import check_launch
+    from trl_reasoning_distill.trainer.interruption import StopOnSignal
 
     if not model.model_name_or_path:
         raise ValueError(
@@ -161,7 +163,13 @@ def run_training(
         checkpoint = config.resume_from_checkpoint or newest_checkpoint(output_dir)
         if checkpoint and state.is_main_process:
             print(f"{stage}: going on from {checkpoint}", flush=True)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with StopOnSignal(trainer) as stop:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if stop.number is not None:
+            state.wait_for_everyone()
+            if state.is_main_process:
+                print(f"{stage}: saved checkpoint-{trainer.state.global_step}", flush=True)
+            raise InterruptedBySignal(stop.number)
         if eval_rows is not None and not is_evaluated(trainer):
             trainer.evaluate()
         save_final_model(trainer, output_dir / FINAL_MODEL)

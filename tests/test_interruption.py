@@ -1,0 +1,62 @@
+"""The first signal asks, its echoes are ignored, a later one means it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from trl_reasoning_distill import interruption
+from trl_reasoning_distill.interruption import InterruptedBySignal, interrupt, on_interruption
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_first_asks_its_echo_is_ignored_a_later_one_stops_at_once(clock: list[float]) -> None:
+    asked: list[int] = []
+    with pytest.raises(InterruptedBySignal) as stopped, on_interruption(asked.append):  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        clock[0] += interruption.ECHO_SECONDS / 2
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [signal.SIGTERM]
+        clock[0] += interruption.ECHO_SECONDS
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stopped.value.exit_code == 130
+
+
+def test_work_that_is_safe_at_any_moment_stops_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM") as stopped, on_interruption(interrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert isinstance(stopped.value, InterruptedBySignal)
+    assert stopped.value.exit_code == 143
+
+
+def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with on_interruption(interrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_changes_nothing() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        with on_interruption(interrupt):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
