@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
+from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import (
+    BENCHMARKS,
     SOURCES,
+    Refusal,
+    RejectedRow,
     SourceUnavailableError,
     load_problems,
     read_source,
-    remove_calculator_marks,
 )
 
 
@@ -85,10 +90,64 @@ def test_rows_of_the_other_real_files(shared_data: Path) -> None:
 def test_rows_of_the_large_sources(
     source: str, row: dict[str, Any], answer: str, solution: str | None, tmp_path: Path
 ) -> None:
-    write_jsonl(tmp_path / SOURCES[source].splits["train"][1], [row])
+    write_jsonl(tmp_path / SOURCES[source].splits["train"].file, [row])
     (problem,) = load_problems(source, data_dir=str(tmp_path))
     assert (problem.question, problem.answer) == ("q", answer)
     assert (problem.solution or "").strip() == (solution or "")
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "expected"),
+    [
+        (
+            "gsm_plus",
+            {"question": "q", "solution": "2 + 3 = <<2+3=5>>5\n#### 5", "answer": "5.0", "perturbation_type": "numerical substitution"},
+            ("q", "5", "2 + 3 = 5", "numerical substitution"),
+        ),
+        ("gsm_plus", {"question": "q", "solution": "s", "answer": "None", "perturbation_type": "critical thinking"}, "it has no answer (critical thinking)"),
+        (
+            "asdiv",
+            {"body": "Seven red apples and two green apples are in the basket.", "question": "How many apples are in the basket?", "solution_type": "Addition", "answer": "9 (apples)", "formula": "7+2=9"},
+            ("Seven red apples and two green apples are in the basket. How many apples are in the basket?", "9", None, "Addition"),
+        ),
+        ("asdiv", {"body": "b", "question": "q?", "solution_type": "Ratio", "answer": "2:3", "formula": "r"}, ("b. q?", "2:3", None, "Ratio")),
+        (
+            "math",
+            {"problem": "q", "level": "Level 5", "type": "Algebra", "solution": "So $\\boxed{\\frac{1}{2}}$."},
+            ("q", "\\frac{1}{2}", "So $\\boxed{\\frac{1}{2}}$.", "Algebra, level 5"),
+        ),
+        ("math", {"problem": "q", "level": "Level 5", "type": "Algebra", "solution": "No box."}, "boxes no answer"),
+        ("aime", {"id": 60, "problem": "q", "answer": "033", "solution": "s", "url": "u", "year": "2024"}, ("q", "33", "s", "")),
+        ("aime", {"id": 0, "problem": "q", "answer": "1000"}, "no integer from 0 to 999"),
+    ],
+)  # fmt: skip
+def test_rows_of_the_benchmarks_without_a_local_copy(
+    source: str, row: dict[str, Any], expected: tuple[str | None, ...] | str, tmp_path: Path
+) -> None:
+    """Rows of the shape that their pages on the hub show."""
+    split = next(iter(SOURCES[source].splits.values()))
+    write_jsonl(tmp_path / split.file, [row])
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            load_problems(source, data_dir=str(tmp_path))
+    else:
+        (problem,) = load_problems(source, data_dir=str(tmp_path))
+        assert (problem.question, problem.answer, problem.solution, problem.kind) == expected
+
+
+def test_reasoning_and_reply_of_an_openr1_row_come_from_a_generation_that_was_verified(tmp_path: Path) -> None:
+    row = {
+        "problem": "q", "solution": "short", "answer": "7", "problem_type": "Algebra", "uuid": "u",
+        "generations": ["<think>\nbad\n</think>\n\n8", "<think>\ngood\n</think>\n\nSo \\boxed{7}."],
+        "correctness_math_verify": [False, True], "is_reasoning_complete": [True, True],
+    }  # fmt: skip
+    write_jsonl(
+        tmp_path / SOURCES["openr1_math"].splits["train"].file,
+        [row, row | {"uuid": "v", "correctness_math_verify": [False, False]}],
+    )
+    first, second = load_problems("openr1_math", data_dir=str(tmp_path))
+    assert (first.solution, first.response, first.answer) == ("good", "So \\boxed{7}.", "7")
+    assert (second.solution, second.response, second.id) == ("short", None, "openr1-v")
 
 
 def test_a_sample_nests_in_a_larger_one_and_keeps_the_order(shared_data: Path) -> None:
@@ -125,6 +184,38 @@ def test_bad_rows_are_left_out_with_their_reason(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         load_problems("jsonl", path=str(path))
     assert "5 rows are no problems" in caplog.text
+    aside = [row.to_row() for row in read.rejected]
+    assert aside[1] == {
+        "where": "mine, row 2",
+        "cause": "bad_row",
+        "reason": aside[1]["reason"],
+        "row": {"question": "?"},
+    }
+    json.dumps(
+        [row.to_row() for row in [RejectedRow("w", "r", row={"when": math.nan, "what": object()})]], allow_nan=False
+    )
+
+
+def test_questions_without_answers_are_problems_if_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "raw_questions.jsonl"
+    write_jsonl(path, [{"question": "1+1?"}])
+    with pytest.raises(ValueError, match=r'say \{"answer": null\}'):
+        load_problems(str(path))
+    (problem,) = load_problems(str(path), columns={"answer": None})
+    assert (problem.question, problem.answer) == ("1+1?", None)
+    assert load_problems(str(tmp_path / "raw_questions.jsonl"), columns={"answer": None}) == [problem]
+
+
+def test_a_problem_that_is_not_admitted_makes_room_for_another(shared_data: Path) -> None:
+    def admit(problem: Problem) -> Refusal | None:
+        return Refusal("contaminated", "too long", "x") if len(problem.question) > 200 else None
+
+    read = read_source("gsm8k", limit=30, data_dir=str(shared_data), admit=admit)
+    assert len(read.problems) == 30
+    assert all(len(problem.question) <= 200 for problem in read.problems)
+    assert {(row.cause, row.reason, row.detail) for row in read.rejected} == {("contaminated", "too long", "x")}
+    with pytest.raises(ValueError, match="no problem"):
+        read_source("gsm8k", limit=30, data_dir=str(shared_data), admit=lambda problem: Refusal("bad_row", "no"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
@@ -187,24 +278,39 @@ def test_the_hub_is_asked_for_the_right_split_and_streams_are_named_by_their_que
 
     asked = []
 
-    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
-        asked.append((name, config, split, streaming))
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool, **options: str) -> Any:
+        asked.append((name, config, split, streaming, *options.values()))
         if streaming:
             return Dataset.from_list(
                 [{"prompt": f"q{i}", "response": "r", "ground_truth": str(i), "correct": True} for i in range(5)]
             ).to_iterable_dataset()
+        if name == "EleutherAI/asdiv":
+            return Dataset.from_list(
+                [{"body": "b", "question": "q?", "answer": "1 (x)", "formula": "", "solution_type": "Sum"}]
+            )
+        if name == "math-ai/aime25":
+            return Dataset.from_list([{"problem": "q", "answer": "70", "id": "0"}])
         return Dataset.from_list([{"input": "q", "target": 2.5, "code": ""}])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert load_problems("gsm_hard")[0].answer == "2.5"
     streamed = load_problems("numinamath_qwq", limit=3, seed=1)
+    assert load_problems("asdiv")[0].answer == "1"
+    assert load_problems("aime", split="2025")[0].id == "aime-2025-000000"
     assert asked == [
         ("reasoning-machines/gsm-hard", None, "train", False),
         ("PrimeIntellect/NuminaMath-QwQ-CoT-5M", None, "train", True),
+        ("EleutherAI/asdiv", "asdiv", "validation", False, "refs/convert/parquet"),
+        ("math-ai/aime25", None, "test", False),
     ]
+    whole = load_problems("numinamath_qwq")
+    assert [p.question for p in whole] == [f"q{i}" for i in range(5)], "a whole stream is not shuffled"
     assert len({p.id for p in streamed}) == 3
     assert all(p.id.startswith("numinamath_qwq-train-") for p in streamed)
 
 
-def test_calculator_marks_go_in_linear_time() -> None:
-    assert remove_calculator_marks("<<" * 300_000) == "<<" * 300_000
+def test_every_evaluation_set_is_known() -> None:
+    assert {"gsm8k", "gsm_hard", "gsm_plus", "svamp", "asdiv", "math", "math500", "aime"} == {
+        name for name, _ in BENCHMARKS
+    }
+    assert all(split in SOURCES[name].splits for name, split in BENCHMARKS)

@@ -89,6 +89,7 @@ class Problem(Record):
         source: Name of the source it came from.
         solution: A reference solution (without the final answer's marker), where the source has one.
         kind: A label for balancing and for the report's break-down, such as a subject or a number of steps.
+        response: What the source's own reply says after `solution`, where that is more than the answer.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Problem(Record):
     source: str
     solution: str | None = None
     kind: str = ""
+    response: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Files and hub datasets without a source of their own: a column map, and a rule that finds the answer in its column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from trl_reasoning_distill.data.formatting import last_boxed
+from trl_reasoning_distill.data.sources.base import Fields, number_text
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{}`."""
+    box = last_boxed(text)
+    return text[box[1] : box[2]].strip() if box else None
+
+
+ANSWER_RULES: Mapping[str, Callable[[str], str | None]] = {
+    "as_is": str.strip,
+    "gsm8k": lambda text: text.rpartition("####")[2].strip().replace(",", ""),
+    "boxed": boxed,
+    "number": number_text,
+}
+"""How the answer's column becomes the answer: as it stands, after GSM8K's `####`, from the last `\\boxed{}`, or as a number."""
+
+DEFAULT_COLUMNS: Mapping[str, str | None] = {
+    name: name for name in ("question", "answer", "solution", "response", "kind", "id", "source")
+}
+
+
+def column_reader(
+    columns: Mapping[str, str | None] | None = None, answer_rule: str = "as_is"
+) -> Callable[[Fields], dict[str, Any]]:
+    """A `SourceSpec.read_row` from a column map.
+
+    Args:
+        columns: Our field to the column that holds it; `{"answer": None}` says that there are no answers.
+        answer_rule: One of `ANSWER_RULES`.
+
+    Raises:
+        ValueError: For a field that a problem does not have, or an unknown rule.
+    """
+    if unknown := sorted(set(columns or {}) - set(DEFAULT_COLUMNS)):
+        raise ValueError(
+            f"columns names {unknown}; a problem has {sorted(DEFAULT_COLUMNS)}, each mapped to a column of the file."
+        )
+    if answer_rule not in ANSWER_RULES:
+        raise ValueError(f"Unknown answer_rule {answer_rule!r}; there are {sorted(ANSWER_RULES)}.")
+    return partial(_read, columns={**DEFAULT_COLUMNS, **(columns or {})}, answer_rule=answer_rule)
+
+
+def _read(row: Fields, columns: Mapping[str, str | None], answer_rule: str) -> dict[str, Any]:
+    wanted = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
+    if "answer" in wanted and wanted["answer"] not in row and wanted["question"] in row:
+        raise ValueError(
+            f'no column {wanted["answer"]!r}; it has {sorted(row)}. Map it with columns, or say {{"answer": null}} if there are no answers'
+        )
+    fields = {ours: row[theirs] for ours, theirs in wanted.items() if theirs in row or ours == "question"}
+    answer = fields.get("answer")
+    fields["answer"] = None if answer is None else ANSWER_RULES[answer_rule](_text(answer))
+    return fields
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number_text(value)
+    raise ValueError(f"the answer is a {type(value).__name__} ({value!r:.40}), not text or a number")
