@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_reasoning_distill.evaluation.compare import compare_models, comparison_pairs, mcnemar_exact
+from trl_reasoning_distill.evaluation.compare import compare_models, comparison_pairs
+from trl_reasoning_distill.evaluation.statistics import mcnemar_exact
 
 
 def rows(outcomes: dict[str, Iterable[int]], kinds: Iterable[str] | None = None) -> list[dict[str, Any]]:
@@ -141,9 +142,9 @@ def test_undecided_is_not_right_and_is_counted():
 
 def test_by_kind():
     comparison = compare_models(rows({"sft": [1, 0, 0, 0], "distilled": [1, 1, 1, 0]}, kinds=["a", "b", "b", "b"]))
-    assert comparison.models_by_kind["b"]["distilled"].accuracy == pytest.approx(2 / 3)
-    assert comparison.paired_by_kind["b"]["distilled_vs_sft"].fixed == 2
-    assert comparison.paired_by_kind["a"]["distilled_vs_sft"].n == 1
+    assert comparison.breakdowns["kind"]["b"].models["distilled"].accuracy == pytest.approx(2 / 3)
+    assert comparison.breakdowns["kind"]["b"].paired["distilled_vs_sft"].fixed == 2
+    assert comparison.breakdowns["kind"]["a"].paired["distilled_vs_sft"].n == 1
 
 
 def test_several_samples_per_problem_are_averaged_and_clustered():
@@ -240,3 +241,42 @@ def test_refuses_uneven_samples():
 def test_refuses_nothing():
     with pytest.raises(ValueError, match="no predictions"):
         compare_models([])
+
+
+def test_runs_of_one_model_are_averaged_and_paired_by_seed():
+    outcomes = {
+        "base": [0] * 40,
+        "sft@0": [1] * 10 + [0] * 30,
+        "sft@1": [1] * 14 + [0] * 26,
+        "distilled@1": [1] * 24 + [0] * 16,
+        "distilled@0": [1] * 22 + [0] * 18,
+        "teacher": [1] * 40,
+    }
+    comparison = compare_models(rows(outcomes))
+    assert list(comparison.models) == ["base", "sft", "distilled", "teacher"]
+    sft, pair = comparison.models["sft"], comparison.paired["distilled_vs_sft"]
+    assert (sft.accuracy, sft.runs, sft.by_run) == (0.3, 2, {"0": 0.25, "1": 0.35})
+    assert pair.difference == pytest.approx(0.275)
+    assert pair.by_run == pytest.approx({"0": 0.3, "1": 0.25})
+    assert pair.test == "clustered_t"
+    assert pair.p < 0.01
+    assert (pair.fixed, pair.broken) == (14, 0)
+    assert comparison.gap_left_by_control_recovered == pytest.approx(0.275 / 0.7)
+    assert comparison.changed["fixed"] == [f"p{i}" for i in range(10, 24)]
+    with pytest.raises(ValueError, match="'sft' and also its runs"):
+        compare_models(rows({"sft": [1], "sft@1": [1]}))
+
+
+def test_problems_are_parted_by_length_and_steps():
+    predictions = [
+        row | {"question": "word " * (10 + i), "reference_steps": 2 + i // 10}
+        for row in rows({"sft": [1] * 10 + [0] * 20, "distilled": [1] * 20 + [0] * 10})
+        for i in [int(row["problem_id"][1:])]
+    ]
+    breakdowns = compare_models(predictions, resamples=200).breakdowns
+    assert set(breakdowns) == {"length", "steps"}
+    steps = breakdowns["steps"]
+    assert list(steps) == ["2 steps", "3 steps", "4 steps"]
+    assert [part.paired["distilled_vs_sft"].difference for part in steps.values()] == [0.0, 1.0, 0.0]
+    assert [part.models["sft"].n for part in breakdowns["length"].values()] == [10, 10, 10]
+    assert [label[0] for label in breakdowns["length"]] == ["≤", "2", ">"]

@@ -97,8 +97,10 @@ def difference_chart(pairs: Mapping[str, PairedDifference]) -> str:
     return _svg(draw, f"Paired differences with 95 % intervals. {told}.", rows=1.25 * len(pairs) + 0.6)
 
 
-def kind_chart(kinds: Mapping[str, tuple[float, float]], names: tuple[str, str], colors: Mapping[str, str]) -> str:
-    """Accuracy of two models per kind of problem, joined by a line; `kinds` maps to the two accuracies, 0 to 1."""
+def kind_chart(
+    kinds: Mapping[str, tuple[float, float]], names: tuple[str, str], colors: Mapping[str, str], dimension: str = "kind"
+) -> str:
+    """Accuracy of two models per part of the problems, joined by a line; `kinds` maps to the two accuracies, 0 to 1."""
 
     def draw(axes: Axes) -> None:
         for row, values in enumerate(kinds.values()):
@@ -112,7 +114,7 @@ def kind_chart(kinds: Mapping[str, tuple[float, float]], names: tuple[str, str],
         _legend(axes)
 
     told = "; ".join(f"{kind}: {100 * a:.0f} % and {100 * b:.0f} %" for kind, (a, b) in kinds.items())
-    return _svg(draw, f"Accuracy of {names[0]} and {names[1]} by kind of problem. {told}.", rows=len(kinds) + 1.2)
+    return _svg(draw, f"Accuracy of {names[0]} and {names[1]} by {dimension}. {told}.", rows=len(kinds) + 1.2)
 
 
 def error_chart(shares: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]) -> str:

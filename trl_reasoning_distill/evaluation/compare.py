@@ -8,21 +8,35 @@ bootstrap interval over problems, and McNemar's exact test of "neither is better
 
 the share of the way from the base student to its teacher; it is `None` where there is no way to go.
 
+One training is one draw. Models named `NAME@SEED` are runs of one model, `NAME`: their accuracies are averaged, the interval is over
+runs *and* problems, and so is the test (see `statistics.py`). Only such a comparison speaks of a method; one run of each speaks of
+two models.
+
 An undecided verdict (time-out, crash, unreadable gold) counts as not right, and is counted beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-Interval = tuple[float, float]
+from trl_reasoning_distill.evaluation.scores import Scores, collect_scores
+from trl_reasoning_distill.evaluation.statistics import (
+    CONFIDENCE,
+    Interval,
+    Resampling,
+    clustered_t_test,
+    interval_without_spread,
+    mcnemar_exact,
+    paired_permutation,
+    percentile_interval,
+    wilson,
+)
 
-CONFIDENCE = 0.95
 BASE, TEACHER, CONTROL, STUDENT = "base", "teacher", "sft", "distilled"
 
 
@@ -31,14 +45,16 @@ class Accuracy:
     """Share of right answers.
 
     Attributes:
-        accuracy: 0 to 1.
-        ci95: Wilson's interval; with several samples per problem, a bootstrap interval over problems.
+        accuracy: 0 to 1; the mean over runs, where there are several.
+        ci95: Wilson's interval; with several samples per problem or several runs, a bootstrap interval over both.
         n: Number of problems.
+        runs: Number of runs (trainings, seeds).
     """
 
     accuracy: float
     ci95: Interval
     n: int
+    runs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +65,13 @@ class ModelResult(Accuracy):
         undecided: Answers without a verdict; they count as not right.
         gap_recovered: Share of the way from base to teacher; `None` for these two, and where it is undefined.
         gap_recovered_ci95: Its bootstrap interval; `None` where the way itself is too short to measure a share of it.
+        by_run: Accuracy of each run, where there are several.
     """
 
     undecided: int = 0
     gap_recovered: float | None = None
     gap_recovered_ci95: Interval | None = None
+    by_run: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +82,13 @@ class PairedDifference:
         first: Name of the model that is asked about.
         second: Name of the model that it is compared with.
         difference: Accuracy of the first minus that of the second, −1 to 1.
-        ci95: Bootstrap interval over problems.
+        ci95: Bootstrap interval over problems, and over runs where there are several.
         p: Two-sided p-value of "neither is better"; not corrected for the number of comparisons.
-        test: `"mcnemar_exact"`, or `"paired_permutation"` where problems have several samples each.
+        test: `"mcnemar_exact"`; `"paired_permutation"` where problems have several samples each; `"clustered_t"` over several runs.
         n: Number of problems.
         fixed: Problems on which the first is better than the second.
         broken: Problems on which it is worse.
+        by_run: The difference in each run, where both models have the same ones.
     """
 
     first: str
@@ -81,6 +100,7 @@ class PairedDifference:
     n: int
     fixed: int
     broken: int
+    by_run: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def is_significant(self) -> bool:
@@ -103,8 +123,16 @@ class PairedDifference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """The comparison on some of the problems: accuracy per model, difference per pair."""
+
+    models: dict[str, Accuracy]
+    paired: dict[str, PairedDifference]
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All that is compared: per model, per pair, and both again per kind of problem.
+    """All that is compared: per model, per pair, and both again on parts of the problems.
 
     Attributes:
         models: Result per model, in the order base, control, student, any others, teacher.
@@ -112,8 +140,10 @@ class Comparison:
         gap_recovered: Share of the gap between base and teacher that the student recovers.
         gap_recovered_ci95: Its interval.
         gap_left_by_control_recovered: Share of the gap between *control* and teacher that the student recovers.
-        models_by_kind: `{kind: {model: Accuracy}}`; empty if all problems are of one kind.
-        paired_by_kind: `{kind: {pair: PairedDifference}}`.
+        gap_left_by_control_recovered_ci95: Its interval.
+        breakdowns: By what the problems are parted (`"kind"`, `"length"` of the question, `"steps"` of the reference solution),
+            then by label; without those in which all problems are alike.
+        changed: Problems of the headline pair: those that its first model `fixed`, and those it `broke`.
         roles: Which model plays `base`, `teacher`, `sft`, `distilled`; only those that are there.
         resamples: Bootstrap resamples behind each interval.
         seed: Seed of the resampling.
@@ -124,8 +154,9 @@ class Comparison:
     gap_recovered: float | None
     gap_recovered_ci95: Interval | None
     gap_left_by_control_recovered: float | None
-    models_by_kind: dict[str, dict[str, Accuracy]]
-    paired_by_kind: dict[str, dict[str, PairedDifference]]
+    gap_left_by_control_recovered_ci95: Interval | None
+    breakdowns: dict[str, dict[str, Part]]
+    changed: dict[str, list[str]]
     roles: dict[str, str]
     resamples: int
     seed: int
@@ -138,49 +169,18 @@ class Comparison:
     @property
     def headline(self) -> PairedDifference | None:
         """The pair that answers the question of the whole run: student against control, else the first pair."""
-        asked = pair_name(self.roles.get(STUDENT, ""), self.roles.get(CONTROL, ""))
-        return self.paired.get(asked) or next(iter(self.paired.values()), None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Share of right samples, per model and problem.
-
-    Attributes:
-        models: Names, in order of appearance.
-        problem_ids: In order of appearance in the first model's rows.
-        kinds: `Problem.kind` of each problem.
-        values: `(models, problems)`, 0 to 1; 0 or 1 where each problem has one sample.
-        undecided: Answers without a verdict, per model.
-        samples: Samples per problem, the same for all.
-    """
-
-    models: tuple[str, ...]
-    problem_ids: tuple[str, ...]
-    kinds: tuple[str, ...]
-    values: np.ndarray
-    undecided: dict[str, int]
-    samples: int
-
-    def of(self, model: str) -> np.ndarray:
-        """`(problems,)`, the scores of one model."""
-        row: np.ndarray = self.values[self.models.index(model)]
-        return row
-
-    def of_kind(self, kind: str) -> Scores:
-        """The same scores, on the problems of one kind."""
-        keep = [index for index, each in enumerate(self.kinds) if each == kind]
-        return dataclasses.replace(
-            self,
-            problem_ids=tuple(self.problem_ids[index] for index in keep),
-            kinds=(kind,) * len(keep),
-            values=self.values[:, keep],
-        )
+        return headline_of(self.paired, self.roles)
 
 
 def pair_name(first: str, second: str) -> str:
     """Key of a pair in `Comparison.paired`: `"distilled_vs_sft"`."""
     return f"{first}_vs_{second}"
+
+
+def headline_of(paired: Mapping[str, PairedDifference], roles: Mapping[str, str]) -> PairedDifference | None:
+    """Student against control, else the first pair."""
+    asked = pair_name(roles.get(STUDENT, ""), roles.get(CONTROL, ""))
+    return paired.get(asked) or next(iter(paired.values()), None)
 
 
 def compare_models(
@@ -197,7 +197,8 @@ def compare_models(
 
     Args:
         predictions: Rows of an evaluation's `predictions.jsonl`: at least `model`, `problem_id`, `status`, and optionally
-            `kind` and `sample`. With several samples per problem a problem's score is the share that is right.
+            `sample`, `kind`, `question` and `reference_steps`. With several samples per problem a problem's score is the share that
+            is right. Models named `NAME@SEED` are runs of the model `NAME`.
         base: Name of the model that training started from.
         teacher: Name of the teacher.
         control: Name of the model trained on the text alone, with the same budget.
@@ -209,7 +210,8 @@ def compare_models(
         ValueError: If there is no prediction, if the models did not answer the same problems equally often, or if one
             answer occurs twice.
 
-    Source: McNemar 1947 (exact binomial form); Efron & Tibshirani 1993, chapter 13 (percentile bootstrap); Wilson 1927.
+    Source: McNemar 1947 (exact binomial form); Efron & Tibshirani 1993, chapter 13 (percentile bootstrap); Wilson 1927; Owen 2007;
+    Cameron, Gelbach & Miller 2011.
     """
     scores = collect_scores(predictions)
     roles = {
@@ -219,35 +221,27 @@ def compare_models(
     }
     pairs = comparison_pairs(scores.models, base=base, teacher=teacher, control=control, student=student)
     place = {base: 0, control: 1, student: 2, teacher: 4}
-    resampling = {"resamples": resamples, "seed": seed}
-
-    models = {}
-    for name in sorted(scores.models, key=lambda name: place.get(name, 3)):
-        gap: tuple[float | None, Interval | None] = (None, None)
-        if name not in (base, teacher) and base in roles.values() and teacher in roles.values():
-            gap = _gap_recovered(scores.of(name), scores.of(base), scores.of(teacher), **resampling)
-        result = _accuracy(scores.of(name), scores.samples, **resampling)
-        models[name] = ModelResult(result.accuracy, result.ci95, result.n, scores.undecided[name], *gap)
-
-    beyond_control = None
-    if {teacher, control, student} <= set(scores.models):
-        beyond_control = _share_of_gap(*(float(scores.of(name).mean()) for name in (student, control, teacher)))
-
-    kinds = sorted(set(scores.kinds))
-    by_kind = {kind: scores.of_kind(kind) for kind in kinds} if len(kinds) > 1 else {}
+    order = sorted(scores.models, key=lambda name: place.get(name, 3))
+    whole = _Comparer(scores, resamples, seed)
+    models = {name: _model_result(whole, name, roles) for name in order}
+    paired = whole.paired(pairs)
+    beyond: tuple[float | None, Interval | None] = (None, None)
+    if {TEACHER, CONTROL, STUDENT} <= roles.keys():
+        beyond = whole.share_of_gap(student, control, teacher)
+    headline = headline_of(paired, roles)
+    distilled = models.get(student)
     return Comparison(
         models=models,
-        paired=_paired(scores, pairs, **resampling),
-        gap_recovered=models[student].gap_recovered if student in models else None,
-        gap_recovered_ci95=models[student].gap_recovered_ci95 if student in models else None,
-        gap_left_by_control_recovered=beyond_control,
-        models_by_kind={
-            kind: {name: _accuracy(part.of(name), part.samples, **resampling) for name in models}
-            for kind, part in by_kind.items()
-        },
-        paired_by_kind={kind: _paired(part, pairs, **resampling) for kind, part in by_kind.items()},
+        paired=paired,
+        gap_recovered=distilled.gap_recovered if distilled else None,
+        gap_recovered_ci95=distilled.gap_recovered_ci95 if distilled else None,
+        gap_left_by_control_recovered=beyond[0],
+        gap_left_by_control_recovered_ci95=beyond[1],
+        breakdowns=_breakdowns(scores, order, pairs, resamples, seed),
+        changed=scores.changed(headline.first, headline.second) if headline else {},
         roles=roles,
-        **resampling,
+        resamples=resamples,
+        seed=seed,
     )
 
 
@@ -266,148 +260,94 @@ def comparison_pairs(
     return pairs or [(name, models[0]) for name in models[1:]]
 
 
-def collect_scores(predictions: Iterable[Mapping[str, Any]]) -> Scores:
-    """Arrange predictions as models × problems, refusing what cannot be paired; errors as in `compare_models`."""
-    verdicts: dict[str, dict[str, dict[Any, bool]]] = {}
-    undecided: dict[str, int] = {}
-    kinds: dict[str, str] = {}
-    for row in predictions:
-        model, problem, sample = row["model"], row["problem_id"], row.get("sample", 0)
-        answers = verdicts.setdefault(model, {}).setdefault(problem, {})
-        if sample in answers:
-            raise ValueError(
-                f"The predictions hold sample {sample} of model {model!r} for problem {problem!r} twice; remove one of them."
-            )
-        answers[sample] = row["status"] == "correct"
-        undecided[model] = undecided.get(model, 0) + (row["status"] == "undecided")
-        kinds[problem] = row.get("kind") or ""
-    if not verdicts:
-        raise ValueError(
-            "There are no predictions to compare: predictions.jsonl is empty. Run the evaluate stage first."
+class _Comparer:
+    """The statistics of some scores, all from one set of bootstrap resamples."""
+
+    def __init__(self, scores: Scores, resamples: int, seed: int) -> None:
+        self.scores, self.resamples, self.seed = scores, resamples, seed
+        self.means = Resampling(scores.values, scores.runs, resamples=resamples, seed=seed).means
+
+    def accuracy(self, name: str) -> Accuracy:
+        """Mean score and its interval."""
+        values = self.scores.values[name]
+        runs, n = values.shape
+        if runs == 1 and self.scores.samples == 1:
+            return Accuracy(float(values.mean()), wilson(int(values.sum()), n), n)
+        interval = self._interval(values, self.means[name], lowest=0.0)
+        return Accuracy(float(values.mean()), interval, n, runs)
+
+    def paired(self, pairs: Iterable[tuple[str, str]]) -> dict[str, PairedDifference]:
+        """Differences by the names of their pairs."""
+        return {pair_name(first, second): self._difference(first, second) for first, second in pairs}
+
+    def share_of_gap(self, student: str, lower: str, upper: str) -> tuple[float | None, Interval | None]:
+        """The share of the way from `lower` to `upper` that `student` has gone, and its interval."""
+        s, low, high = (float(self.scores.values[name].mean()) for name in (student, lower, upper))
+        if high <= low:
+            return None, None
+        share = (s - low) / (high - low)
+        width = self.means[upper] - self.means[lower]
+        if self.scores.n < 2 or percentile_interval(width)[0] <= 0:
+            return share, None  # a share of something that may be nothing can be any number
+        # In a resample without a gap (fewer than one in forty) nothing counts as recovered.
+        shares = (self.means[student] - self.means[lower]) / np.where(width > 0, width, np.inf)
+        return share, percentile_interval(shares)
+
+    def _difference(self, first: str, second: str) -> PairedDifference:
+        a, b = self.scores.values[first], self.scores.values[second]
+        per_problem = a.mean(0) - b.mean(0)
+        fixed, broken = int((per_problem > 0).sum()), int((per_problem < 0).sum())
+        same_runs = self.scores.runs[first] == self.scores.runs[second]
+        if len(a) > 1 or len(b) > 1:
+            test, p = "clustered_t", clustered_t_test(a, b, paired_runs=same_runs)
+        elif self.scores.samples > 1:
+            test, p = "paired_permutation", paired_permutation(a[0], b[0], resamples=self.resamples, seed=self.seed)
+        else:
+            test, p = "mcnemar_exact", mcnemar_exact(fixed, broken)
+        by_run = (
+            zip(self.scores.runs[first], (a.mean(1) - b.mean(1)).tolist(), strict=True)
+            if same_runs and len(a) > 1
+            else ()
+        )
+        return PairedDifference(
+            first=first,
+            second=second,
+            difference=float(per_problem.mean()),
+            ci95=self._interval(per_problem[None], self.means[first] - self.means[second], lowest=-1.0),
+            p=p,
+            test=test,
+            n=self.scores.n,
+            fixed=fixed,
+            broken=broken,
+            by_run=dict(by_run),
         )
 
-    models = tuple(verdicts)
-    problems = tuple(verdicts[models[0]])
-    for model in models[1:]:
-        if apart := set(problems) ^ set(verdicts[model]):
-            raise ValueError(
-                f"The models {models[0]!r} and {model!r} did not answer the same problems: {len(apart)} were answered by only one of "
-                f"them, such as {min(apart)!r}. Evaluate both on the same test set."
-            )
-    counts = {len(answers) for by_problem in verdicts.values() for answers in by_problem.values()}
-    if len(counts) > 1:
-        raise ValueError(
-            f"The problems have between {min(counts)} and {max(counts)} samples; a paired comparison needs equally many of each."
-        )
-    values = np.array([[np.mean(list(verdicts[m][p].values())) for p in problems] for m in models])
-    return Scores(models, problems, tuple(kinds[problem] for problem in problems), values, undecided, counts.pop())
+    def _interval(self, values: np.ndarray, resampled: np.ndarray, *, lowest: float) -> Interval:
+        if np.ptp(values) == 0:
+            return interval_without_spread(float(values.flat[0]), self.scores.n, lowest)
+        return percentile_interval(resampled)
 
 
-def _accuracy(scores: np.ndarray, samples: int, *, resamples: int, seed: int) -> Accuracy:
-    n = len(scores)
-    if samples == 1:
-        interval = stats.binomtest(int(scores.sum()), n).proportion_ci(CONFIDENCE, method="wilson")
-        return Accuracy(float(scores.mean()), (float(interval.low), float(interval.high)), n)
-    low, high = _bootstrap_mean(scores, lowest=0.0, resamples=resamples, seed=seed)
-    return Accuracy(float(scores.mean()), (low, high), n)
+def _model_result(comparer: _Comparer, name: str, roles: Mapping[str, str]) -> ModelResult:
+    gap: tuple[float | None, Interval | None] = (None, None)
+    if name not in (roles.get(BASE), roles.get(TEACHER)) and {BASE, TEACHER} <= roles.keys():
+        gap = comparer.share_of_gap(name, roles[BASE], roles[TEACHER])
+    scores, result = comparer.scores, comparer.accuracy(name)
+    by_run = dict(zip(scores.runs[name], scores.values[name].mean(1).tolist(), strict=True)) if result.runs > 1 else {}
+    return ModelResult(result.accuracy, result.ci95, result.n, result.runs, scores.undecided[name], *gap, by_run)
 
 
-def _paired(
-    scores: Scores, pairs: Iterable[tuple[str, str]], *, resamples: int, seed: int
-) -> dict[str, PairedDifference]:
-    return {
-        pair_name(first, second): _paired_difference(scores, first, second, resamples=resamples, seed=seed)
-        for first, second in pairs
-    }
-
-
-def _paired_difference(scores: Scores, first: str, second: str, *, resamples: int, seed: int) -> PairedDifference:
-    differences = scores.of(first) - scores.of(second)
-    fixed, broken = int((differences > 0).sum()), int((differences < 0).sum())
-    if scores.samples == 1:
-        test, p = "mcnemar_exact", mcnemar_exact(fixed, broken)
-    else:
-        test, p = "paired_permutation", _permutation_p(scores.of(first), scores.of(second), resamples, seed)
-    return PairedDifference(
-        first=first,
-        second=second,
-        difference=float(differences.mean()),
-        ci95=_bootstrap_mean(differences, lowest=-1.0, resamples=resamples, seed=seed),
-        p=p,
-        test=test,
-        n=len(differences),
-        fixed=fixed,
-        broken=broken,
-    )
-
-
-def mcnemar_exact(fixed: int, broken: int) -> float:
-    """Two-sided p-value of McNemar's exact test: are `fixed` heads in `fixed + broken` tosses those of a fair coin?"""
-    discordant = fixed + broken
-    return float(stats.binomtest(fixed, discordant, 0.5).pvalue) if discordant else 1.0
-
-
-def _permutation_p(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> float:
-    """Two-sided p-value when the two models' names are swapped at random within problems."""
-    result = stats.permutation_test(
-        (first, second),
-        lambda a, b, axis: np.mean(a - b, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=1000,
-        random_state=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
-
-
-def _bootstrap_mean(values: np.ndarray, *, lowest: float, resamples: int, seed: int) -> Interval:
-    """Interval of a mean over problems, for values between `lowest` and 1."""
-    if np.ptp(values) == 0:
-        # A resample of equal values has no spread, but that a few problems were alike does not make it certain that all
-        # are: allow for as many exceptions as Wilson's interval does after none was seen.
-        unseen = stats.binomtest(0, len(values)).proportion_ci(CONFIDENCE, method="wilson").high
-        return max(lowest, float(values[0] - unseen)), min(1.0, float(values[0] + unseen))
-    return _bootstrap(np.mean, values, resamples=resamples, seed=seed)
-
-
-def _bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Percentile interval of a statistic, resampling problems: all samples are drawn at the same places."""
-    result = stats.bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=resamples,
-        batch=1000,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def _share_of_gap(student: float, lower: float, upper: float) -> float | None:
-    return (student - lower) / (upper - lower) if upper > lower else None
-
-
-def _gap_recovered(
-    student: np.ndarray, base: np.ndarray, teacher: np.ndarray, *, resamples: int, seed: int
-) -> tuple[float | None, Interval | None]:
-    """The share of the gap that is recovered, and its interval."""
-    share = _share_of_gap(float(student.mean()), float(base.mean()), float(teacher.mean()))
-    if share is None or len(base) < 2:
-        return share, None
-    gap = _bootstrap_mean(teacher - base, lowest=-1.0, resamples=resamples, seed=seed)
-    if gap[0] <= 0:  # a share of something that may be nothing can be any number
-        return share, None
-
-    def statistic(s: np.ndarray, b: np.ndarray, t: np.ndarray, axis: int = -1) -> np.ndarray:
-        width = np.mean(t - b, axis=axis)
-        # In a resample without a gap (fewer than one in forty, see above) nothing counts as recovered.
-        return np.mean(s - b, axis=axis) / np.where(width > 0, width, np.inf)
-
-    return share, _bootstrap(statistic, student, base, teacher, resamples=resamples, seed=seed)
+def _breakdowns(
+    scores: Scores, models: Sequence[str], pairs: Sequence[tuple[str, str]], resamples: int, seed: int
+) -> dict[str, dict[str, Part]]:
+    found: dict[str, dict[str, Part]] = {}
+    for dimension, parts in scores.parts().items():
+        found[dimension] = {}
+        for label, part in parts.items():
+            comparer = _Comparer(part, resamples, seed)
+            accuracies = {name: comparer.accuracy(name) for name in models}
+            found[dimension][label] = Part(accuracies, comparer.paired(pairs))
+    return found
 
 
 def _plain(value: Any) -> Any:

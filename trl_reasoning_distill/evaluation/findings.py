@@ -122,14 +122,19 @@ def _sentence(text: str) -> str:
 
 
 def _evidence(pair: PairedDifference) -> str:
-    if pair.test == "mcnemar_exact":
-        test, does = "McNemar's exact test", "is right"
-    else:
-        test, does = "paired permutation test", "does better"
-    return (
+    test = {
+        "mcnemar_exact": "McNemar's exact test",
+        "paired_permutation": "paired permutation test",
+        "clustered_t": "t-test over runs and problems",
+    }[pair.test]
+    does = "is right" if pair.test == "mcnemar_exact" else "does better"
+    told = (
         f"{p_value(pair.p)}, {test}): on {pair.fixed:,} of {pair.n:,} problems only {label(pair.first)} {does}, "
         f"on {pair.broken:,} only {label(pair.second)}"
     )
+    if not pair.by_run:
+        return told
+    return f"{told}; by run {', '.join(points(difference) for difference in pair.by_run.values())}"
 
 
 def _what_unclear_means(pair: PairedDifference) -> str:

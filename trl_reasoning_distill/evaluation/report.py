@@ -24,6 +24,7 @@ from trl_reasoning_distill.evaluation.compare import (
     STUDENT,
     TEACHER,
     Comparison,
+    Part,
     compare_models,
 )
 from trl_reasoning_distill.evaluation.errors import ERROR_KINDS, classify_error
@@ -40,8 +41,15 @@ CURVES = {
 }
 """What is drawn of a training's `log_history`, where it was logged: key to title."""
 
+DIMENSIONS = {
+    "kind": "kind of problem",
+    "length": "length of the question",
+    "steps": "steps of the reference solution",
+}
+"""What the problems are parted by, in words."""
+
 MAX_OUTPUT = 8_000  # characters of a model's text that an example shows
-MAX_KINDS = 24  # kinds of problems that the chart shows: the most frequent ones
+MAX_PARTS = 24  # parts of the problems that a chart shows: the largest ones
 
 Paths = Mapping[str, "str | os.PathLike[str]"]
 
@@ -108,6 +116,7 @@ def write_report(
         "comparison": comparison,
         "finding": findings.find(comparison),
         "charts": _charts(comparison, colors),
+        "dimensions": DIMENSIONS,
         "behaviour": _behaviour(predictions),
         "errors": _errors(predictions),
         "curves": _curves(training or {}, colors),
@@ -158,15 +167,21 @@ def _charts(comparison: Comparison, colors: Mapping[str, str]) -> dict[str, str]
         return drawn
     drawn["differences"] = charts.difference_chart(comparison.paired)
     names = (pair.second, pair.first)
-    frequent = sorted(comparison.models_by_kind, key=lambda kind: -comparison.models_by_kind[kind][pair.first].n)
-    kinds = {
-        kind: (by_model[names[0]].accuracy, by_model[names[1]].accuracy)
-        for kind, by_model in comparison.models_by_kind.items()
-        if kind in frequent[:MAX_KINDS]
+    drawn |= {
+        f"by_{dimension}": charts.kind_chart(_pair_by_part(parts, names), names, colors, dimension)
+        for dimension, parts in comparison.breakdowns.items()
     }
-    if kinds:
-        drawn["kinds"] = charts.kind_chart(kinds, names, colors)
     return drawn
+
+
+def _pair_by_part(parts: Mapping[str, Part], names: tuple[str, str]) -> dict[str, tuple[float, float]]:
+    """Accuracies of two models on the parts with the most problems."""
+    largest = sorted(parts, key=lambda label: -parts[label].models[names[0]].n)[:MAX_PARTS]
+    return {
+        label or "(none)": (part.models[names[0]].accuracy, part.models[names[1]].accuracy)
+        for label, part in parts.items()
+        if label in largest
+    }
 
 
 def _behaviour(predictions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:

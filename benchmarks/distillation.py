@@ -1,0 +1,330 @@
+"""When does Top-K distillation beat fine-tuning on the text alone? Many settings, several seeds, equal budgets, paired tests.
+
+    python benchmarks/distillation.py --output benchmarks/results/distillation
+    python benchmarks/distillation.py --arms sft distilled --seeds 0 1 2 3 4
+    python benchmarks/distillation.py --quick --json
+
+The quickstart's teacher and student, by the recipe's own stages. A seed draws its own problems, its own samples of the teacher
+and its own order of training; all arms of a seed share them, and see the same rows for the same number of steps. What is done
+stays in `--work` and is not done again: stop it at any time, go on with the same command, add arms or seeds. The table counts
+the seeds that an arm shares with its control.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECIPE = REPOSITORY / "recipes" / "quickstart"
+CONTROL, TEACHER, BASE = "SFT", "teacher", "base"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the student.
+
+    Attributes:
+        stage: The stage that trains.
+        group: What it is part of, for the table.
+        options: Beside those of the recipe's YAML and the budget that all arms share.
+        capture: Options of a teacher's store of its own; most arms share one.
+    """
+
+    stage: str
+    group: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    capture: Mapping[str, Any] = field(default_factory=dict)
+
+
+def distilled(group: str, **options: Any) -> Arm:
+    """SFT + Top-K from the store, with some options changed."""
+    return Arm("distill", group, options)
+
+
+ARMS = {
+    CONTROL: Arm("sft", "main"),
+    "distilled": distilled("main"),
+    "distilled, α = 0.35": distilled("main", kd_weight=0.35),
+    "SFT, half the epochs": Arm("sft", "control", {"num_train_epochs": 0.5}),
+    "SFT, half the rate": Arm("sft", "control", {"learning_rate": 5e-4}),
+    "α = 1": distilled("weight", kd_weight=1.0),
+    "K = 1": distilled("K", top_k=1),
+    "K = 3": distilled("K", top_k=3),
+    "K = 25": distilled("K", top_k=25),
+    "T = 1": distilled("T", kd_temperature=1.0),
+    "T = 4": distilled("T", kd_temperature=4.0),
+    "renormalized": distilled("support", kd_support="renormalized"),
+    "reverse KL": distilled("support", kd_divergence="reverse_kl"),
+    "adaptive K, top-p 0.95": distilled("support", top_k=25, kd_top_p=0.95),
+    "KL to the base 0.1": distilled("more", use_kl_regularization=True, kl_coef=0.1),
+    "context: the answer": Arm("distill", "more", {}, {"teacher_prompt": "{prompt}\n\nHint: {answer}"}),
+    "GKD": Arm("gkd", "more", {"kd_weight": None}),
+}
+
+
+class UnavailableError(Exception):
+    """An arm that this version cannot train; the message says why."""
+
+
+@dataclass
+class Experiment:
+    """The folders of one experiment, and the stages that fill them."""
+
+    work: Path
+    problems: int
+    epochs: float
+    test_problems: int
+
+    def run(self, name: str, seed: int) -> None:
+        """Train an arm with a seed and let it answer the test problems; what is done is not done again."""
+        arm, data = ARMS[name], self._data(seed)
+        output = self.folder(name, seed)
+        if (output / "evaluate" / "manifest.json").is_file():
+            return
+        words: dict[str, Any] = {"dataset_path": data / "verify", "seed": seed, "disable_tqdm": True}
+        words |= {"num_train_epochs": self.epochs} | arm.options
+        words["num_train_epochs"] *= self.epochs if "num_train_epochs" in arm.options else 1
+        if arm.stage == "distill":
+            words["teacher_logits"] = self._capture(data, arm.capture)
+        if arm.stage == "gkd":
+            words |= {"teacher_model_name_or_path": RECIPE / "models" / "teacher"}
+        _run_stage(arm.stage, {key: value for key, value in words.items() if value is not None}, output / "train")
+        self._evaluate(output, name, output / "train" / "final_model")
+
+    def run_untrained(self, name: str) -> None:
+        """Let the base or the teacher answer the test problems."""
+        model = "student" if name == BASE else name
+        self._evaluate(self.folder(name, None), name, RECIPE / "models" / model)
+
+    def predictions(self, name: str, seed: int | None) -> list[dict[str, Any]]:
+        """What an arm answered; empty if it has not."""
+        from trl_reasoning_distill.data.files import read_jsonl
+
+        folder = self.folder(name, seed) / "evaluate"
+        if not (folder / "manifest.json").is_file():
+            return []
+        label = name if seed is None else f"{name}@{seed}"
+        return [row | {"model": label} for row in read_jsonl(folder / "predictions.jsonl")]
+
+    def folder(self, name: str, seed: int | None) -> Path:
+        """Where an arm's results lie."""
+        plain = "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
+        return self.work / ("untrained" if seed is None else f"seed-{seed}") / plain
+
+    def _data(self, seed: int) -> Path:
+        folder = self.work / f"seed-{seed}"
+        asked = {"limit": self.problems, "problem_seed": seed + 1, "seed": seed}
+        _run_stage("generate", asked, folder / "generate")
+        _run_stage("verify", {"traces": folder / "generate"}, folder / "verify")
+        return folder
+
+    def _capture(self, data: Path, options: Mapping[str, Any]) -> Path:
+        folder = data / ("capture-context" if options else "capture")
+        return _run_stage("capture", {"dataset": data / "verify"} | dict(options), folder)
+
+    def _evaluate(self, output: Path, name: str, model: Path) -> None:
+        words = {"models": f"{name.replace('=', '')}={model}", "limit": self.test_problems}
+        _run_stage("evaluate", words, output / "evaluate")
+
+
+def _run_stage(name: str, options: Mapping[str, Any], output: Path) -> Path:
+    """Run one stage of the recipe in this process, with some options changed, unless its result is there."""
+    if (output / "manifest.json").is_file():
+        return output
+    from trl_reasoning_distill.scripts import STAGES
+
+    if name not in STAGES or (not (RECIPE / f"{name}.yaml").is_file() and name != "gkd"):
+        raise UnavailableError(f"there is no stage {name!r}")
+    config = RECIPE / f"{name}.yaml"
+    words = ["--config", str(config if config.is_file() else RECIPE / "sft.yaml"), "--output_dir", str(output)]
+    for key, value in options.items():
+        words += [f"--{key}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    print(f"\n== {output}", file=sys.stderr, flush=True)
+    with contextlib.redirect_stdout(sys.stderr):
+        importlib.import_module(f"trl_reasoning_distill.scripts.{name}").main(words)
+    return output
+
+
+def run_all(experiment: Experiment, arms: Sequence[str], seeds: Sequence[int]) -> Iterator[dict[str, str]]:
+    """Run all arms, seed by seed, and yield after each what could not be run."""
+    skipped: dict[str, str] = {}
+    for name in (BASE, TEACHER):
+        experiment.run_untrained(name)
+    for seed in seeds:
+        for name in arms:
+            if name not in skipped:
+                try:
+                    experiment.run(name, seed)
+                except UnavailableError as reason:
+                    skipped[name] = str(reason)
+                yield skipped
+
+
+def tabulate(experiment: Experiment, arms: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """One row per arm: accuracy, and the difference to the control over the seeds that both have."""
+    from trl_reasoning_distill.evaluation.compare import compare_models
+
+    untrained = [row for name in (BASE, TEACHER) for row in experiment.predictions(name, None)]
+    control = {seed: rows for seed in seeds if (rows := experiment.predictions(CONTROL, seed))}
+    table = []
+    for name in arms:
+        own = {seed: rows for seed in control if (rows := experiment.predictions(name, seed))}
+        if not own:
+            continue
+        rows = untrained + [row for seed in own for row in own[seed]]
+        if name != CONTROL:
+            rows += [row for seed in own for row in control[seed]]
+        comparison = compare_models(rows, control=CONTROL, student=name if name != CONTROL else "")
+        result, pair = comparison.models[name], comparison.paired.get(f"{name}_vs_{CONTROL}")
+        table.append(
+            {
+                "arm": name,
+                "group": ARMS[name].group,
+                "seeds": sorted(own),
+                "accuracy": result.accuracy,
+                "ci95": result.ci95,
+                "by_seed": result.by_run or {str(seed): result.accuracy for seed in own},
+                "difference": pair.difference if pair else None,
+                "difference_ci95": pair.ci95 if pair else None,
+                "p": pair.p if pair else None,
+                "test": pair.test if pair else None,
+                "gap_left_by_control_recovered": comparison.gap_left_by_control_recovered,
+                "gap_recovered": result.gap_recovered,
+                "base": comparison.models[BASE].accuracy,
+                "teacher": comparison.models[TEACHER].accuracy,
+            }
+        )
+    return table
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table for a reader."""
+    rows = report["arms"]
+    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items())
+    lines = [f"`{report['command']}`", "", f"{settings}.", ""]
+    if rows:
+        ends = f"Base {_percent(rows[0]['base'])}, teacher {_percent(rows[0]['teacher'])}."
+        lines += [ends, ""]
+    lines += [
+        "| arm | seeds | accuracy | 95 % interval | − SFT, points | 95 % interval | p | of the gap SFT leaves |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [row["arm"], str(len(row["seeds"])), _percent(row["accuracy"]), _interval(row["ci95"])]
+        if row["difference"] is None:
+            cells += ["–"] * 4
+        else:
+            share = row["gap_left_by_control_recovered"]
+            p = f"{row['p']:.1e}" if row["p"] < 0.001 else f"{row['p']:.3f}"
+            cells += [f"{100 * row['difference']:+.1f}", _interval(row["difference_ci95"]), p, _percent(share)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Intervals are a bootstrap over seeds and problems; p is a t-test with variance clustered by both (one seed: McNemar's exact "
+        "test). Differences are paired by seed and problem.",
+    ]
+    lines += [f"- {name}: skipped, {reason}" for name, reason in report["skipped"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: Mapping[str, Any], path: Path) -> None:
+    """Differences to the control, with their intervals and their seeds, as SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in report["arms"] if row["difference"] is not None]
+    if not rows:
+        return
+    control = next(row["by_seed"] for row in report["arms"] if row["arm"] == CONTROL)
+    matplotlib.rcParams |= {"svg.hashsalt": "distillation", "svg.fonttype": "none"}
+    figure, axes = pyplot.subplots(figsize=(7, 0.36 * len(rows) + 1.1), layout="constrained")
+    axes.axvline(0, color="0.6", linewidth=1)
+    for place, row in enumerate(rows):
+        axes.plot([100 * limit for limit in row["difference_ci95"]], [place, place], color="#2f74d0", linewidth=2)
+        seeds = [100 * (value - control[seed]) for seed, value in row["by_seed"].items() if seed in control]
+        axes.plot(seeds, [place] * len(seeds), "o", color="#2f74d0", alpha=0.35, markersize=4)
+        axes.plot(100 * row["difference"], place, "D", color="#dc6a28", markersize=6)
+    axes.set_yticks(range(len(rows)), [f"{row['arm']} ({len(row['seeds'])})" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("points of accuracy over SFT on the same rows (95 % interval; dots: seeds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def write(report: Mapping[str, Any], output: Path | None) -> None:
+    """`OUTPUT.json`, `OUTPUT.md` and `OUTPUT.svg`."""
+    if output is None:
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    output.with_suffix(".md").write_text(markdown(report))
+    plot(report, output.with_suffix(".svg"))
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _interval(interval: Sequence[float]) -> str:
+    return " to ".join(f"{100 * limit:.1f}" for limit in interval)
+
+
+def main() -> None:
+    """Run what is asked for and not done yet; print the table, and one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two arms, two seeds, few rows: does it run?")
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2 3 4")
+    parser.add_argument("--problems", type=int, help="training problems per seed (default 1500; 48 with --quick)")
+    parser.add_argument("--epochs", type=float, help="passes over the rows (default 12; 1 with --quick)")
+    parser.add_argument("--test_problems", type=int, help="default 1000; 24 with --quick")
+    parser.add_argument("--work", type=Path, help="folder for what is made (default runs/benchmarks/distillation)")
+    parser.add_argument("--output", type=Path, help="write OUTPUT.md, OUTPUT.json and OUTPUT.svg, after every arm")
+    parser.add_argument("--table_only", action="store_true", help="train nothing; tabulate what is there")
+    options = parser.parse_args()
+    quick = options.quick
+    arms = options.arms or ([CONTROL, "distilled"] if quick else list(ARMS))
+    seeds = options.seeds or ([0, 1] if quick else [0, 1, 2, 3, 4])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    work = options.work or REPOSITORY / "runs" / "benchmarks" / ("distillation-quick" if quick else "distillation")
+    experiment = Experiment(
+        work.resolve(),
+        options.problems or (48 if quick else 1500),
+        options.epochs or (1.0 if quick else 12.0),
+        options.test_problems or (24 if quick else 1000),
+    )
+    settings = {"problems": experiment.problems, "epochs": experiment.epochs, "test problems": experiment.test_problems}
+    command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
+
+    def report(skipped: Mapping[str, str]) -> dict[str, Any]:
+        table = tabulate(experiment, arms, seeds)
+        return {"command": command, "quick": quick, "settings": settings, "arms": table, "skipped": dict(skipped)}
+
+    os.chdir(REPOSITORY)  # the recipe's YAMLs name its models from here
+    skipped: dict[str, str] = {}
+    if not options.table_only:
+        for skipped in run_all(experiment, arms, seeds):
+            write(report(skipped), options.output)
+    final = report(skipped)
+    write(final, options.output)
+    if not options.json:
+        print(markdown(final))
+    print(json.dumps(final))
+
+
+if __name__ == "__main__":
+    main()
