@@ -24,7 +24,8 @@ from trl_reasoning_distill.shipped import copy_recipe, shipped_recipes
 _LAUNCHER_HELP = """\
 launcher options:
   Any option of `accelerate launch`, such as --num_processes 8 or --config_file FILE, and
-  --accelerate_config NAME for one of accelerate_configs/ (cpu, single_gpu, ddp, zero2, zero3, fsdp2)."""
+  --accelerate_config NAME for one of accelerate_configs/ (cpu, single_gpu, ddp, zero2, zero3, zero3_offload,
+  zero3_nvme, fsdp2, multi_node)."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
