@@ -1,6 +1,7 @@
 """The only file that touches what TRL and transformers do not promise to keep.
 
-Everything here was read in TRL 1.16.0 (`trl/trainer/sft_trainer.py`, `trl/trainer/utils.py`) and transformers 5.23. The rest of the
+Everything here was read in TRL 1.16.0 (`trl/trainer/sft_trainer.py`, `trl/trainer/utils.py`, `trl/experimental/gkd/`,
+`trl/models/utils.py`, `trl/generation/vllm_generation.py`) and transformers 5.23. The rest of the
 room overrides and calls the names defined here, so that a new TRL version is read against one page.
 """
 
@@ -18,10 +19,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 # TRL 1.16: not exported from the package root
+from trl.import_utils import suppress_experimental_warning
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
+from trl.trainer.utils import disable_dropout_in_model, maybe_gather_lm_head_ctx
 from trl.trainer.utils import global_then_local_main_first as main_process_first
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-__all__ = ["BridgedSFTTrainer", "LanguageHead", "gathered_head", "load_balancing_loss", "main_process_first"]
+with suppress_experimental_warning():  # said once by our own documentation, not at each import
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+__all__ = [
+    "BridgedGKDTrainer",
+    "BridgedSFTTrainer",
+    "GKDConfig",
+    "LanguageHead",
+    "disable_dropout_in_model",
+    "gathered_head",
+    "load_balancing_loss",
+    "main_process_first",
+    "make_vllm",
+    "prepare_deepspeed",
+    "unwrap_model_for_generation",
+]
 
 
 class LanguageHead(NamedTuple):
@@ -141,3 +159,26 @@ class BridgedSFTTrainer(SFTTrainer):
         columns = {name: inputs[name] for name in self.loss_columns if name in inputs}
         prepared = super()._prepare_inputs({name: value for name, value in inputs.items() if name not in columns})
         return {**prepared, **{name: column.to(self.args.device) for name, column in columns.items()}}
+
+
+class BridgedGKDTrainer(GKDTrainer):
+    """TRL's GKDTrainer without its constructor and its step: what is left is its kind, its paper and its generation.
+
+    TRL 1.16's constructor loads the teacher, reads its `config` and refuses another `vocab_size`, replaces the data preparation by a
+    collator that raises on a completion as long as `max_length`, and passes on fewer arguments than SFTTrainer takes. Its step
+    generates after the labels of the batch have been counted.
+    """
+
+    def __init__(self, model: Any, args: GKDConfig, **kwargs: Any) -> None:
+        SFTTrainer.__init__(self, model, args=args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A step of SFTTrainer's: the batch has its completions already."""
+        return SFTTrainer.training_step(self, *args, **kwargs)
+
+
+def make_vllm(model: Any, accelerator: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    """TRL 1.16's `VLLMGeneration`: `sync_weights()`, and `generate(prompts, None, 1)`, whose second result is the completions' ids."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    return VLLMGeneration(model, accelerator, tokenizer, logprobs=None, **options)
