@@ -55,7 +55,8 @@ def requests(count: int) -> list[GenerationRequest]:
 
 def outputs(engine: Any, batch: list[GenerationRequest], sampling: SamplingConfig) -> dict[str, GenerationOutput]:
     found = {
-        request.key: dataclasses.replace(output, seconds=0.0) for request, output in engine.generate(batch, sampling)
+        request.key: dataclasses.replace(output, seconds=0.0, mean_log_prob=None)
+        for request, output in engine.generate(batch, sampling)
     }
     assert len(found) == len(batch)
     return found

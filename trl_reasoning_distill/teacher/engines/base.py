@@ -69,6 +69,8 @@ class GenerationOutput:
         num_tokens: Length of the completion, the end token included; 0 if a server does not say.
         prompt_tokens: Length of the prompt; 0 if a server does not say.
         seconds: The request's latency on a server; its share of the batch's time in this process.
+        mean_log_prob: Mean log-probability of the completion's tokens under the model at temperature 1, in nats; `None` from an
+            engine that does not tell.
     """
 
     text: str
@@ -76,6 +78,7 @@ class GenerationOutput:
     num_tokens: int
     prompt_tokens: int
     seconds: float
+    mean_log_prob: float | None = None
 
 
 class Engine(Protocol):

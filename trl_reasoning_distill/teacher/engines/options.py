@@ -72,6 +72,12 @@ class EngineArguments:
     model_revision: str | None = dataclasses.field(
         default=None, metadata={"help": "Branch, tag or commit of a hub model."}
     )
+    adapter: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "[transformers] PEFT adapter, a folder or hub name, to put on the model. A model that is an adapter brings its own base."
+        },
+    )
     dtype: str = dataclasses.field(
         default="auto",
         metadata={
@@ -139,6 +145,17 @@ class EngineArguments:
             raise ValueError(f"engine={self.engine!r}: choose one of {', '.join(ENGINES)}.")
         if isinstance(self.chat_template_kwargs, str):
             self.chat_template_kwargs = parse_mapping(self.chat_template_kwargs, "chat_template_kwargs")
+
+    @staticmethod
+    def option_names(kind: str) -> set[str]:
+        """The fields that the engine `kind` has a use for.
+
+        Raises:
+            ValueError: For an unknown kind.
+        """
+        allowed = _option_names(_factory(kind))
+        renamed = EngineArguments._renamed
+        return {f.name for f in dataclasses.fields(EngineArguments) if renamed.get(f.name, f.name) in allowed}
 
     def make_engine(self, model: str, kind: str | None = None) -> Engine:
         """Load `model` with these options, in the engine `kind` instead of `self.engine` if given.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,6 +79,25 @@ class SeededSampler(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
 
 
+class ChosenTokens(LogitsProcessor):
+    """Chooses each next token, greedily or with a `SeededSampler`, and keeps its log-probability under the model as it is.
+
+    Attributes:
+        log_probs: `(rows,)` per step, at temperature 1 and before any truncation of the distribution.
+    """
+
+    def __init__(self, sampler: SeededSampler | None) -> None:
+        self.sampler = sampler
+        self.log_probs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen = scores if self.sampler is None else self.sampler(input_ids, scores)
+        logits = scores.float()
+        token = chosen.argmax(-1, keepdim=True)
+        self.log_probs.append(logits.gather(-1, token).squeeze(-1) - logits.logsumexp(-1))
+        return chosen
+
+
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
     """A tokenized request, and how many tokens it may still write before its own limit."""
@@ -134,6 +154,7 @@ class TransformersEngine:
         model: str,
         *,
         revision: str | None = None,
+        adapter: str | None = None,
         dtype: str = "auto",
         device: str | None = None,
         device_map: str | None = None,
@@ -149,6 +170,7 @@ class TransformersEngine:
         Args:
             model: Folder or hub name; one with an `adapter_config.json` is loaded on its base model and merged.
             revision: Branch, tag or commit on the hub.
+            adapter: PEFT adapter to put on `model`, whatever base the adapter names; merged as above.
             dtype: One of `DTYPES`. `"auto"` is float32 on a CPU, where bfloat16 is slow, and else the checkpoint's own.
             device: Default: what accelerate assigns to this process.
             device_map: Spread the model over devices; overrides `device`.
@@ -174,12 +196,12 @@ class TransformersEngine:
         if quantization:
             kwargs["quantization_config"] = _quantization_config(quantization, kwargs["dtype"])
         with _one_line_load_error(model):
-            loaded = _load(model, kwargs)
+            loaded = _load(model, kwargs, adapter)
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
         return cls(
             loaded.eval(),
             tokenizer,
-            name=model,
+            name=f"{model}+{adapter}" if adapter else model,
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
             chat_template_kwargs=chat_template_kwargs,
@@ -240,28 +262,32 @@ class TransformersEngine:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_token_ids[0]
         input_ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in batch], device=self.model.device)
-        processors = LogitsProcessorList()
-        if sampling.temperature > 0:
-            processors.append(SeededSampler([p.request.seed for p in batch], sampling, width))
+        sampled = sampling.temperature > 0
+        chosen = ChosenTokens(SeededSampler([p.request.seed for p in batch], sampling, width) if sampled else None)
         config = GenerationConfig(
             max_new_tokens=batch[0].limit,
-            do_sample=False,  # the sampler has already drawn: greedy then takes the only token left
+            do_sample=False,  # a sampler has already drawn: greedy then takes the only token left
             eos_token_id=self.eos_token_ids,
             pad_token_id=pad,
         )
         with _generation_mode(self.model), torch.inference_mode():
             output = self.model.generate(  # type: ignore[operator]
-                input_ids=input_ids, attention_mask=mask, generation_config=config, logits_processor=processors
+                input_ids=input_ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([chosen]),
             )
         completions = [self._until_end(row) for row in output[:, width:].tolist()]
         texts = self.tokenizer.batch_decode(
             [ids for ids, _ in completions], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        log_probs = torch.stack(chosen.log_probs, 1).tolist()
         seconds = (time.perf_counter() - started) / len(batch)
-        for prompt, (ids, ended), text in zip(batch, completions, texts, strict=True):
+        for prompt, (ids, ended), text, row in zip(batch, completions, texts, log_probs, strict=True):
             text = restore_open_tag(text, opened=prompt.opened)
             reason: FinishReason = "stop" if ended else "length"
-            yield prompt.request, GenerationOutput(text, reason, len(ids), len(prompt.ids), seconds)
+            mean = math.fsum(row[: len(ids)]) / len(ids)
+            yield prompt.request, GenerationOutput(text, reason, len(ids), len(prompt.ids), seconds, mean)
 
     def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
         """The ids up to and with the first end token, and whether there was one."""
@@ -321,13 +347,19 @@ def _quantization_config(name: str, dtype: torch.dtype | str) -> BitsAndBytesCon
     )
 
 
-def _load(model: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
+def _load(model: str, kwargs: Mapping[str, Any], adapter: str | None) -> PreTrainedModel:
     """Load a model; an adapter is put on its base model and, where the weights are not quantised, merged into it."""
-    if find_adapter_config_file(model, revision=kwargs["revision"]) is None:
-        return AutoModelForCausalLM.from_pretrained(model, **kwargs)
-    from peft import AutoPeftModelForCausalLM
+    if adapter is not None:
+        from peft import PeftModel
 
-    adapted = AutoPeftModelForCausalLM.from_pretrained(model, **kwargs)
+        base = AutoModelForCausalLM.from_pretrained(model, **kwargs)
+        adapted: Any = PeftModel.from_pretrained(base, adapter)
+    elif find_adapter_config_file(model, revision=kwargs["revision"]) is None:
+        return AutoModelForCausalLM.from_pretrained(model, **kwargs)
+    else:
+        from peft import AutoPeftModelForCausalLM
+
+        adapted = AutoPeftModelForCausalLM.from_pretrained(model, **kwargs)
     return adapted if "quantization_config" in kwargs else adapted.merge_and_unload()
 
 
