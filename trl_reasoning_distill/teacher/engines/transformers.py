@@ -143,7 +143,7 @@ class TransformersEngine:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self.eos_token_ids = eos_token_ids(model, tokenizer)
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if not tokenizer.chat_template:
             warnings.warn(f"{self.name} has no chat template: messages are sent as plain text.", stacklevel=2)
@@ -194,7 +194,7 @@ class TransformersEngine:
         if attn_implementation:
             kwargs["attn_implementation"] = attn_implementation
         if quantization:
-            kwargs["quantization_config"] = _quantization_config(quantization, kwargs["dtype"])
+            kwargs["quantization_config"] = quantization_config(quantization, kwargs["dtype"])
         with _one_line_load_error(model):
             loaded = _load(model, kwargs, adapter)
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -270,7 +270,7 @@ class TransformersEngine:
             eos_token_id=self.eos_token_ids,
             pad_token_id=pad,
         )
-        with _generation_mode(self.model), torch.inference_mode():
+        with generation_mode(self.model), torch.inference_mode():
             output = self.model.generate(  # type: ignore[operator]
                 input_ids=input_ids,
                 attention_mask=mask,
@@ -295,7 +295,7 @@ class TransformersEngine:
         return (ids, False) if end is None else (ids[: end + 1], True)
 
 
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All tokens that end a turn: the generation config's (chat models often have several) and the tokenizer's."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
@@ -309,7 +309,7 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 @contextlib.contextmanager
-def _generation_mode(model: PreTrainedModel) -> Iterator[None]:
+def generation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, without the generation settings that a checkpoint brings along.
 
     `generate` fills what a config leaves open from the model's own one: Qwen2.5's repetition penalty would silently change
@@ -333,7 +333,8 @@ def _dtype(name: str, device: str) -> torch.dtype | str:
     return getattr(torch, name)
 
 
-def _quantization_config(name: str, dtype: torch.dtype | str) -> BitsAndBytesConfig:
+def quantization_config(name: str, dtype: torch.dtype | str) -> BitsAndBytesConfig:
+    """How bitsandbytes holds a model: `"4bit"` (NF4, double quantisation) or `"8bit"`."""
     if name not in QUANTIZATIONS:
         raise ValueError(f"quantization={name!r}: the transformers engine has {', '.join(QUANTIZATIONS)}.")
     require_extra("quantization", "bitsandbytes")
