@@ -57,6 +57,7 @@ ARMS = {
     "distilled, α = 0.35": distilled("main", kd_weight=0.35),
     "SFT, half the epochs": Arm("sft", "control", {"num_train_epochs": 0.5}),
     "SFT, half the rate": Arm("sft", "control", {"learning_rate": 5e-4}),
+    "distilled, twice the epochs": distilled("control", num_train_epochs=2.0),
     "α = 1": distilled("weight", kd_weight=1.0),
     "K = 1": distilled("K", top_k=1),
     "K = 3": distilled("K", top_k=3),
@@ -289,8 +290,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2 3 4")
-    parser.add_argument("--problems", type=int, help="training problems per seed (default 1500; 48 with --quick)")
-    parser.add_argument("--epochs", type=float, help="passes over the rows (default 12; 1 with --quick)")
+    parser.add_argument("--problems", type=int, help="training problems per seed (default 1000; 48 with --quick)")
+    parser.add_argument("--epochs", type=float, help="passes over the rows (default 15; 1 with --quick)")
     parser.add_argument("--test_problems", type=int, help="default 1000; 24 with --quick")
     parser.add_argument("--work", type=Path, help="folder for what is made (default runs/benchmarks/distillation)")
     parser.add_argument("--output", type=Path, help="write OUTPUT.md, OUTPUT.json and OUTPUT.svg, after every arm")
@@ -303,8 +304,8 @@ def main() -> None:
     work = options.work or REPOSITORY / "runs" / "benchmarks" / ("distillation-quick" if quick else "distillation")
     experiment = Experiment(
         work.resolve(),
-        options.problems or (48 if quick else 1500),
-        options.epochs or (1.0 if quick else 12.0),
+        options.problems or (48 if quick else 1000),
+        options.epochs or (1.0 if quick else 15.0),
         options.test_problems or (24 if quick else 1000),
     )
     settings = {"problems": experiment.problems, "epochs": experiment.epochs, "test problems": experiment.test_problems}
