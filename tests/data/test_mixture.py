@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
+from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.mixture import balance_by_kind, load_mixture
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import SourceUnavailableError, load_problems
@@ -16,7 +17,7 @@ from trl_reasoning_distill.scripts import data
 
 
 def test_counts_of_real_sources_shuffled_by_the_seed(shared_data: Path) -> None:
-    wanted = {"gsm8k": 30, "gsm_hard": 10, "synthetic_arithmetic": 5}
+    wanted = {"gsm8k": 30, "svamp": 10, "synthetic_arithmetic": 5}
     mixture = load_mixture(wanted, seed=1, data_dir=str(shared_data))
     assert Counter(problem.source for problem in mixture.problems) == wanted == mixture.counts
     assert len({problem.source for problem in mixture.problems[:12]}) > 1, "not one source after the other"
@@ -46,11 +47,11 @@ def test_balance_by_kind(shared_data: Path) -> None:
 def test_a_fallback_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = {"gsm8k": {"count": 4, "fallback": "synthetic_arithmetic"}}
     with caplog.at_level(logging.WARNING):
-        mixture = load_mixture(settings, data_dir=str(tmp_path))
+        mixture = load_mixture(settings, data_dir=str(tmp_path), decontaminate=False)
     assert {problem.source for problem in mixture.problems} == {"synthetic_arithmetic"}
     assert "CANNOT BE HAD" in caplog.text
     with pytest.raises(SourceUnavailableError):
-        load_mixture({"gsm8k": 4}, data_dir=str(tmp_path))
+        load_mixture({"gsm8k": 4}, data_dir=str(tmp_path), decontaminate=False)
 
 
 def test_errors_teach(tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,41 +63,94 @@ def test_errors_teach(tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptu
         ({"gsm8k": {"weight": 1}}, "need a total"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_mixture(mixture)
+            load_mixture(mixture, decontaminate=False)
     with pytest.raises(ValueError, match="add up to 3"):
         load_mixture({"gsm8k": 3}, total=5)
-    for name in ("a.jsonl", "b.jsonl"):
-        write_jsonl(tmp_path / name, [{"id": "same", "question": "q", "answer": "1"}])
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"id": "same", "question": f"{name}?", "answer": "1"}])
     with pytest.raises(ValueError, match="distinct ids"):
-        load_mixture({str(tmp_path / "a.jsonl"): 1, str(tmp_path / "b.jsonl"): 1})
-    load_mixture({str(tmp_path / "a.jsonl"): 9})
+        load_mixture({str(tmp_path / "a.jsonl"): 1, str(tmp_path / "b.jsonl"): 1}, decontaminate=False)
+    load_mixture({str(tmp_path / "a.jsonl"): 9}, decontaminate=False)
     assert "has 1 problems, not the 9" in caplog.text
 
 
-def test_the_stage_writes_problems_that_load_again(
+def test_duplicates_and_evaluation_problems_make_room_for_others(
+    tmp_path: Path, shared_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The published mixture's GSM-hard is GSM8K's test set with other numbers."""
+    problems = load_problems("gsm8k", data_dir=str(shared_data), limit=20, seed=1)
+    copies = tmp_path / "copies.jsonl"
+    leaked = load_problems("gsm8k", split="test", data_dir=str(shared_data), limit=2)
+    rows = [{"question": p.question.upper(), "answer": p.answer} for p in [*problems, *leaked]]
+    write_jsonl(copies, [*rows, {"question": "Is this question in no other set of all that there are?", "answer": "1"}])
+    wanted = {"gsm8k": {"count": 20}, str(copies): 3, "gsm_hard": 100}
+    with caplog.at_level(logging.WARNING):
+        mixture = load_mixture(wanted, seed=1, data_dir=str(shared_data))
+    assert mixture.counts == {"gsm8k": 20, str(copies): 1, "gsm_hard": 18}
+    assert "gsm_hard has 18 problems, not the 100" in caplog.text
+    assert "gsm_hard:test IS TRAINED ON" in caplog.text
+    assert mixture.evaluation_sets == {"gsm8k:test": 1319, "svamp:test": 1000, "math500:test": 500}
+    left_out = mixture.left_out()
+    assert left_out["contaminated"] == left_out["contaminated by gsm8k:test"] >= 1301 + 2
+    assert left_out["duplicate"] == 20
+    assert load_mixture(wanted, seed=1, data_dir=str(shared_data)).problems == mixture.problems
+    everything = load_mixture(wanted, seed=1, data_dir=str(shared_data), deduplicate=False, decontaminate=False)
+    assert everything.counts == {"gsm8k": 20, str(copies): 3, "gsm_hard": 100}
+
+
+def test_the_stage_writes_problems_that_load_again_and_rows_to_train_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], shared_data: Path
 ) -> None:
     own = tmp_path / "own.jsonl"
     write_jsonl(own, [{"question": "1+1?", "answer": "2"}, {"question": "?"}])
     output = tmp_path / "data"
-    mixture = f'{{"synthetic_arithmetic": 5, "{own}": 2}}'
     arguments = [
         "--mixture",
-        mixture,
+        f'{{"gsm8k": 5, "{own}": 2}}',
         "--output_dir",
         str(output),
-        "--tokenizer",
-        str(shared_data / "models" / "stories260K"),
+        "--data_dir",
+        str(shared_data),
     ]
-    data.main(arguments)
+    arguments += ["--tokenizer", str(shared_data / "models" / "stories260K"), "--response_format", "gsm8k"]
+    data.main(["prepare", *arguments])
     out = capsys.readouterr().out
-    assert "data: 6 problems of 2 sources, 1 rows left out" in out
-    assert "question tokens" in out
-    assert "fit 1024" in out
-    again = load_problems(str(output / "problems.jsonl"))
-    assert Counter(problem.source for problem in again) == {"synthetic_arithmetic": 5, "own": 1}
+    assert "data: 6 problems of 2 sources, 5 training rows; left out: 1 bad_row" in out
+    assert "decontaminated against: gsm8k:test (1,319), gsm_hard:test (1,319), svamp:test (1,000)" in out
+    assert "fit 1,024" in out
+    again = load_problems(str(output))
+    assert Counter(problem.source for problem in again) == {"gsm8k": 5, "own": 1}
     assert [problem.to_row() for problem in again] == list(read_jsonl(output / "problems.jsonl"))
+    for row, problem in zip(read_jsonl(output / "train.jsonl"), [p for p in again if p.solution], strict=True):
+        assert (row["problem_id"], row["answer"]) == (problem.id, problem.answer)
+        assert row["completion"][0]["content"] == f"{problem.solution}\n#### {problem.answer}"
     (rejected,) = read_jsonl(output / "rejected.jsonl")
     assert "no column 'answer'" in rejected["reason"]
+    assert rejected["row"] == {"question": "?"}
+    manifest = read_manifest(output)
+    assert (manifest.counts["gsm8k"], manifest.counts["bad_row"], manifest.counts["rows"]) == (5, 1, 5)
     data.main(arguments)
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_preview_of_a_mixture_and_of_a_stages_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shared_data: Path
+) -> None:
+    words = ["--data_dir", str(shared_data), "--decontaminate", "none", "--deduplicate", "exact"]
+    data.main(["preview", "--mixture", '{"svamp": 7}', *words, "--chart", str(tmp_path / "chart.svg")])
+    out = capsys.readouterr().out
+    assert "svamp" in out
+    assert "characters in all" in out
+    assert (tmp_path / "chart.svg").is_file()
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "q", "completion": "the reply", "source": "mine"}])
+    data.main(["preview", "--dataset", str(tmp_path)])
+    assert "the reply" in capsys.readouterr().out
+    for arguments in (
+        ["look"],
+        ["prepare", "--mixture", '{"svamp": 1}'],
+        ["preview"],
+        ["preview", "--dataset", "x", "--mixture", '{"svamp": 1}'],
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            data.main(arguments)
+        assert exit_.value.code == 2

@@ -1,8 +1,9 @@
 """Several sources as one set of problems: so many from each, balanced by kind, in an order that the seed fixes.
 
-    load_mixture({"numinamath_qwq": 5000, "gsm8k": 3000, "gsm_hard": {"count": 1000, "balance_by_kind": True}}, seed=0)
-    load_mixture({"gsm8k": {"weight": 3}, "svamp": {"weight": 1, "split": "test"}}, total=2000, data_dir="copies")
+    load_mixture({"numinamath_qwq": 5000, "gsm8k": 3000, "openr1_math": {"count": 1000, "balance_by_kind": True}}, seed=0)
+    load_mixture({"gsm8k": {"weight": 3}, "svamp": {"weight": 1, "split": "train"}}, total=2000, data_dir="copies")
 
+Each problem comes once, and none stands in an evaluation set: what is left out for that makes room for the source's next one.
 A source that cannot be had is an error; or, if it names a `fallback`, that one takes its place, and this is said loudly.
 """
 
@@ -10,13 +11,24 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from trl_reasoning_distill.data.decontamination import Decontaminator, read_evaluation_sets
+from trl_reasoning_distill.data.deduplication import Deduplicator
 from trl_reasoning_distill.data.schema import Problem
-from trl_reasoning_distill.data.sources import RejectedRow, SourceUnavailableError, read_source
+from trl_reasoning_distill.data.sources import (
+    SOURCES,
+    Cause,
+    Refusal,
+    RejectedRow,
+    SourceRead,
+    SourceUnavailableError,
+    read_source,
+)
+from trl_reasoning_distill.data.synthetic import SOURCE_NAME as SYNTHETIC
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +65,75 @@ class Component:
                 f"{self.source!r} in the mixture needs a positive count or weight; found {self.count or self.weight}."
             )
 
+    def splits_read(self) -> list[str]:
+        """The named sources it may read from, as `name:split`."""
+        names = [(self.source, self.split), (self.fallback, None)]
+        return [f"{name}:{split or next(iter(SOURCES[name].splits))}" for name, split in names if name in SOURCES]
+
+    def read(
+        self,
+        count: int,
+        seed: int,
+        data_dir: str | None,
+        admit: Callable[[Problem], Refusal | None],
+        show_progress: bool,
+    ) -> SourceRead:
+        """At most `count` problems that `admit` lets in, from the source or from its fallback."""
+
+        def read_from(source: str, split: str | None, options: Mapping[str, Any]) -> SourceRead:
+            limit = None if self.balance_by_kind and source != SYNTHETIC else count
+            if data_dir is not None and source in SOURCES:
+                options = {"data_dir": data_dir, **options}
+            return read_source(
+                source, split=split, limit=limit, seed=seed, admit=admit, show_progress=show_progress, **options
+            )
+
+        try:
+            read = read_from(self.source, self.split, self.options)
+        except SourceUnavailableError as error:
+            if self.fallback is None:
+                raise
+            logger.warning("%s CANNOT BE HAD (%s) AND IS REPLACED BY %s.", self.source, error, self.fallback)
+            read = read_from(self.fallback, None, {})
+        if not self.balance_by_kind:
+            return read
+        problems = list(read.problems)
+        random.Random(seed).shuffle(problems)
+        return SourceRead(balance_by_kind(problems, count), read.rejected)
+
 
 @dataclass(frozen=True)
 class Mixture:
-    """Problems of several sources, shuffled; and of each source how many came, and which rows were left out."""
+    """Problems of several sources, shuffled.
+
+    Attributes:
+        problems: The problems.
+        counts: Source to how many came.
+        rejected: Which rows were left out, and why.
+        evaluation_sets: What the problems were compared with, to its number of problems.
+    """
 
     problems: list[Problem]
     counts: dict[str, int]
     rejected: list[RejectedRow]
+    evaluation_sets: dict[str, int] = field(default_factory=dict)
+
+    def left_out(self) -> dict[str, int]:
+        """How many rows were left out, by cause; the contaminated ones also by evaluation set."""
+        counts = Counter(dict.fromkeys(get_args(Cause), 0))
+        for row in self.rejected:
+            counts.update([row.cause, f"{row.cause} by {row.detail}"] if row.detail else [row.cause])
+        return dict(counts)
+
+
+class _Admission:
+    """Asked about each problem: decontamination first, so that a duplicate of a refused problem is named contaminated too."""
+
+    def __init__(self, decontaminator: Decontaminator | None, deduplicator: Deduplicator | None) -> None:
+        self._filters = [each for each in (decontaminator, deduplicator) if each is not None]
+
+    def __call__(self, problem: Problem) -> Refusal | None:
+        return next((refusal for each in self._filters if (refusal := each(problem))), None)
 
 
 def load_mixture(
@@ -69,6 +142,10 @@ def load_mixture(
     total: int | None = None,
     seed: int = 0,
     data_dir: str | None = None,
+    deduplicate: bool = True,
+    near_duplicate_threshold: float | None = 0.8,
+    decontaminate: bool | Sequence[str] = True,
+    show_progress: bool = False,
 ) -> Mixture:
     """Read a mixture.
 
@@ -77,6 +154,10 @@ def load_mixture(
         total: Problems in all, for the components with weights.
         seed: Of the samples and of the order.
         data_dir: Folder with local copies of named sources.
+        deduplicate: Take each question once, over all sources; the first source named keeps it.
+        near_duplicate_threshold: As `Deduplicator`: `None` leaves only exact duplicates out.
+        decontaminate: Leave out problems of the evaluation sets: of all named ones (`True`), of those listed, or of none (`False`).
+        show_progress: A bar for each source, with the time left.
 
     Raises:
         SourceUnavailableError: If a source without a fallback cannot be had.
@@ -84,25 +165,34 @@ def load_mixture(
     """
     components = _parse(mixture)
     counts = _allot(components, total)
+    decontaminator = None
+    if decontaminate is not False:
+        names = None if decontaminate is True else decontaminate
+        trained_on = {name for component in components for name in component.splits_read()}
+        decontaminator = Decontaminator(read_evaluation_sets(names, data_dir=data_dir, trained_on=trained_on))
+    admit = _Admission(decontaminator, Deduplicator(near_duplicate_threshold) if deduplicate else None)
     problems: dict[str, Problem] = {}
     taken: dict[str, int] = {}
     rejected: list[RejectedRow] = []
     for component, count in zip(components, counts, strict=True):
-        found, left_out = _read(component, count, seed, data_dir)
-        if len(found) < count:
+        read = component.read(count, seed, data_dir, admit, show_progress)
+        if len(read.problems) < count:
             logger.warning(
-                "%s has %d problems, not the %d that the mixture asks for.", component.source, len(found), count
+                "%s has %d problems, not the %d that the mixture asks for.",
+                component.source,
+                len(read.problems),
+                count,
             )
-        if doubled := [problem.id for problem in found if problem.id in problems]:
+        if doubled := [problem.id for problem in read.problems if problem.id in problems]:
             raise ValueError(
                 f"The mixture holds the problem {doubled[0]!r} of {component.source!r} twice; give the files distinct ids."
             )
-        problems |= {problem.id: problem for problem in found}
-        taken[component.source] = len(found)
-        rejected += left_out
+        problems |= {problem.id: problem for problem in read.problems}
+        taken[component.source] = len(read.problems)
+        rejected += read.rejected
     order = list(problems.values())
     random.Random(seed).shuffle(order)
-    return Mixture(order, taken, rejected)
+    return Mixture(order, taken, rejected, decontaminator.sizes if decontaminator else {})
 
 
 def balance_by_kind(problems: Sequence[Problem], count: int) -> list[Problem]:
@@ -153,30 +243,3 @@ def _allot(components: Sequence[Component], total: int | None) -> list[int]:
     for index in by_remainder[: (total or fixed) - sum(counts)]:
         counts[index] += 1
     return counts
-
-
-def _read(component: Component, count: int, seed: int, data_dir: str | None) -> tuple[list[Problem], list[RejectedRow]]:
-    options = dict(component.options)
-    limit = None if component.balance_by_kind else count
-    try:
-        read = _read_source(component.source, component.split, limit, seed, data_dir, options)
-    except SourceUnavailableError as error:
-        if component.fallback is None:
-            raise
-        logger.warning("%s CANNOT BE HAD (%s) AND IS REPLACED BY %s.", component.source, error, component.fallback)
-        read = _read_source(component.fallback, None, limit, seed, data_dir, {})
-    problems = list(read.problems)
-    if component.balance_by_kind:
-        random.Random(seed).shuffle(problems)
-        problems = balance_by_kind(problems, count)
-    return problems, read.rejected
-
-
-def _read_source(
-    source: str, split: str | None, limit: int | None, seed: int, data_dir: str | None, options: dict[str, Any]
-) -> Any:
-    from trl_reasoning_distill.data.sources import SOURCES
-
-    if data_dir is not None and source in SOURCES:
-        options = {"data_dir": data_dir, **options}
-    return read_source(source, split=split, limit=limit, seed=seed, **options)

@@ -1,146 +1,226 @@
-"""Prepare problems: one source, or a mixture of several, as one file that every later stage reads.
+"""Prepare problems: a mixture of sources as one set that every later stage reads; and look at what is in one.
 
-    trl-distill data --mixture '{"gsm8k": 3000, "gsm_hard": 1000}' --output_dir runs/x/data
-    trl-distill generate --source runs/x/data/problems.jsonl …
+    trl-distill data prepare --mixture '{"gsm8k": 3000, "svamp": 500}' --output_dir runs/x/data
+    trl-distill data preview --mixture '{"gsm8k": 3000}' --tokenizer Qwen/Qwen2.5-0.5B --max_length 1024
+    trl-distill data preview --dataset runs/x/verify --tokenizer Qwen/Qwen2.5-0.5B --chart lengths.png
 
-Writes `problems.jsonl`, and `rejected.jsonl` with every row that was left out and its reason. Prints a table: problems, kinds,
-lengths (in tokens, if `tokenizer` is given), and one sample of each source.
+`prepare` takes each question once, leaves out what stands in an evaluation set, and writes `problems.jsonl` (for `generate` and
+`evaluate`), `train.jsonl` (for the trainings, from the problems that have a worked solution) and `rejected.jsonl` (every row that was left
+out, and why). `preview` prints counts, lengths, how many rows fit into `max_length`, a histogram, and samples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
-from collections import defaultdict
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.scripts.stage import StageArguments, is_main_process, parse_stage, stage_main
+from trl_reasoning_distill.scripts.problems import PromptArguments
+from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process, parse_stage, stage_main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from trl import TrlParser
 
-    from trl_reasoning_distill.data.schema import Problem
+    from trl_reasoning_distill.data.mixture import Mixture
+    from trl_reasoning_distill.data.preview import Item
+
+ACTIONS = ("prepare", "preview")
 
 
 @dataclass
-class DataArguments(StageArguments):
-    """Which problems, and how many of each."""
+class DataArguments(TrainingStageArguments):
+    """Which problems, how many of each, and what is left out."""
 
+    action: str = field(default="prepare", metadata={"help": "prepare or preview; also as the first word."})
+    output_dir: str = field(default="", metadata={"help": "[prepare] Folder for what this stage makes. Required."})
     mixture: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": 'Source to count, or to {"count" or "weight", "split", "fallback", …}. Required.'},
+        metadata={"help": 'Source to count, or to {"count" or "weight", "split", "fallback", …}. Required to prepare.'},
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "[preview] A stage's folder, or a JSONL file of problems or training rows, instead of a mixture."
+        },
     )
     total: int | None = field(default=None, metadata={"help": "Problems in all, for sources with a weight."})
     seed: int = field(default=0, metadata={"help": "Seed of the samples and of the order."})
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with local copies of named sources, instead of the hub."}
     )
+    deduplicate: str = field(
+        default="near",
+        metadata={"help": "Leave out equal questions (exact), also nearly equal ones (near), or none (off)."},
+    )
+    near_duplicate_threshold: float = field(
+        default=0.8, metadata={"help": "Share of word 3-grams that nearly equal questions have in common (Jaccard)."}
+    )
+    decontaminate: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={
+            "help": "Leave out problems of these evaluation sets: all, none, or names such as gsm8k:test math500."
+        },
+    )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder or hub name of a tokenizer, to give lengths in its tokens."}
     )
-    max_length: int = field(default=1024, metadata={"help": "Tokens; the table says how many problems fit."})
+    max_length: int = field(default=1024, metadata={"help": "Tokens; the table says how many rows fit."})
+    samples: int = field(default=1, metadata={"help": "Rows of each source to print."})
+    chart: str | None = field(
+        default=None, metadata={"help": "File for the histogram as a picture, such as lengths.png; needs matplotlib."}
+    )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if self.action not in ACTIONS:
+            raise ValueError(f"{self.action!r} is nothing that can be done with data; choose {' or '.join(ACTIONS)}.")
         if isinstance(self.mixture, str):
             try:
                 self.mixture = json.loads(self.mixture)
             except json.JSONDecodeError as error:
                 raise ValueError(f"mixture is not JSON ({error}): {self.mixture!r:.80}") from None
-        if not isinstance(self.mixture, dict) or not self.mixture:
+        if self.dataset is None and (not isinstance(self.mixture, dict) or not self.mixture):
             raise ValueError('mixture is missing: map sources to counts, such as {"gsm8k": 3000, "svamp": 500}.')
+        if self.dataset is not None and (self.mixture or self.action == "prepare"):
+            raise ValueError("dataset is there to be previewed: `data preview --dataset PATH`, without a mixture.")
+        if self.action == "prepare" and not self.output_dir:
+            raise ValueError(
+                "output_dir is missing: say where this stage shall write, with --output_dir or in the YAML."
+            )
+        if self.deduplicate not in ("near", "exact", "off"):
+            raise ValueError(f"deduplicate={self.deduplicate!r}: choose near, exact or off.")
+        if not self.decontaminate or ({"all", "none"} & set(self.decontaminate) and len(self.decontaminate) > 1):
+            raise ValueError(f"decontaminate={self.decontaminate}: give all, none, or a list of evaluation sets.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
     from trl import TrlParser
 
-    return TrlParser((DataArguments,), prog=prog)  # type: ignore[arg-type]
+    return TrlParser((DataArguments, PromptArguments), prog=prog)  # type: ignore[arg-type]
 
 
 @stage_main
 def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    (options,) = parse_stage(make_parser(), args)
+    """Run the stage; its first word may be the action."""
+    words = list(sys.argv[1:] if args is None else args)
+    if words and not words[0].startswith("--"):
+        words.insert(0, "--action")
+    options, prompt = parse_stage(make_parser(), words)
     if not is_main_process():
         return
+    if options.action == "preview":
+        items = _dataset_items(options.dataset) if options.dataset else _mixture_items(_load(options))
+        _preview(items, options)
+    else:
+        _prepare(options, prompt)
 
+
+def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
     from trl_reasoning_distill.data.files import write_jsonl
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.data.mixture import load_mixture
+    from trl_reasoning_distill.data.sources import PROBLEMS_NAME
+    from trl_reasoning_distill.data.worked import worked_rows
 
-    mixture = load_mixture(options.mixture, total=options.total, seed=options.seed, data_dir=options.data_dir)
-    print(preview(mixture.problems, _length_in(options.tokenizer), options.max_length if options.tokenizer else None))
-    if options.dry_run:
-        return
+    settings = dataclasses.asdict(options) | dataclasses.asdict(prompt)
+    for name in ("action", "dataset", "samples", "chart"):
+        settings.pop(name)  # what is shown is no part of what is made
     inputs = {"data_dir": options.data_dir} if options.data_dir else {}
-    with StageRun(
-        "data", options.output_dir, dataclasses.asdict(options), inputs, options.seed, overwrite=options.overwrite
-    ) as run:
+    if options.dry_run:
+        return _preview(_mixture_items(_load(options)), options)
+    with StageRun("data", options.output_dir, settings, inputs, options.seed, overwrite=options.overwrite) as run:
         if run.is_finished:
             print(f"data: nothing to do, {options.output_dir} holds this run's result")
-            return
-        write_jsonl(run.output_dir / "problems.jsonl", (problem.to_row() for problem in mixture.problems))
-        write_jsonl(run.output_dir / "rejected.jsonl", (dataclasses.asdict(row) for row in mixture.rejected))
+            return None
+        mixture = _load(options)
+        rows, not_rendered = worked_rows(mixture.problems, prompt.make_format())
+        mixture.rejected.extend(not_rendered)
+        write_jsonl(run.output_dir / PROBLEMS_NAME, (problem.to_row() for problem in mixture.problems))
+        write_jsonl(run.output_dir / "rejected.jsonl", (row.to_row() for row in mixture.rejected))
+        if rows:
+            write_jsonl(run.output_dir / "train.jsonl", rows)
+        _preview(_mixture_items(mixture), options)
+        left_out = mixture.left_out()
+        print(f"\n{describe_left_out(mixture)}")
         result = (
-            f"{len(mixture.problems)} problems of {len(mixture.counts)} sources, {len(mixture.rejected)} rows left out"
+            f"{len(mixture.problems):,} problems of {len(mixture.counts)} sources, {len(rows):,} training rows; left out: "
+            + (
+                ", ".join(f"{count:,} {cause}" for cause, count in left_out.items() if count and " " not in cause)
+                or "none"
+            )
         )
-        run.finish({"problems": len(mixture.problems), "rejected": len(mixture.rejected)} | mixture.counts, result)
+        run.finish({"problems": len(mixture.problems), "rows": len(rows), **mixture.counts, **left_out}, result)
         print(f"data: {result}")
+    return None
 
 
-def preview(problems: Sequence[Problem], length: Callable[[str], int], max_length: int | None) -> str:
-    """A table of the problems by source, with a sample of each.
-
-    Args:
-        problems: What to show.
-        length: Length of a text.
-        max_length: Count how many questions with their solution fit into so much; `None` leaves that column out.
-    """
-    by_source: dict[str, list[Problem]] = defaultdict(list)
-    for problem in problems:
-        by_source[problem.source].append(problem)
-    unit = "chars" if max_length is None else "tokens"
-    header = [
-        "source",
-        "problems",
-        "kinds",
-        "with answer",
-        f"question {unit} (median, max)",
-        f"solution {unit} (median, max)",
-    ]
-    rows = [header if max_length is None else [*header, f"fit {max_length}"]]
-    for source, group in by_source.items():
-        questions = [length(problem.question) for problem in group]
-        solutions = [length(problem.solution or "") for problem in group]
-        row = [
-            source,
-            str(len(group)),
-            str(len({problem.kind for problem in group})),
-            str(sum(problem.answer is not None for problem in group)),
-            f"{statistics.median(questions):.0f}, {max(questions)}",
-            f"{statistics.median(solutions):.0f}, {max(solutions)}",
-        ]
-        if max_length is not None:
-            row.append(str(sum(q + s <= max_length for q, s in zip(questions, solutions, strict=True))))
-        rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    samples = [f"{source}: {group[0].question[:200]!r} → {group[0].answer!r}" for source, group in by_source.items()]
-    return "\n".join([*lines, "", *samples])
+def describe_left_out(mixture: Mixture) -> str:
+    """What was compared with, and what was left out for it."""
+    sets = ", ".join(f"{name} ({size:,})" for name, size in mixture.evaluation_sets.items()) or "none"
+    lines = [f"decontaminated against: {sets}"]
+    lines += [f"  {count:,} {cause}" for cause, count in mixture.left_out().items() if count]
+    return "\n".join(lines)
 
 
-def _length_in(tokenizer: str | None) -> Callable[[str], int]:
-    if tokenizer is None:
-        return len
-    from transformers import AutoTokenizer
+def _load(options: DataArguments) -> Mixture:
+    from trl_reasoning_distill.data.mixture import load_mixture
 
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    return lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
+    assert isinstance(options.mixture, dict)
+    listed: bool | list[str] = options.decontaminate
+    if options.decontaminate in (["all"], ["none"]):
+        listed = options.decontaminate == ["all"]
+    return load_mixture(
+        options.mixture,
+        total=options.total,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        deduplicate=options.deduplicate != "off",
+        near_duplicate_threshold=options.near_duplicate_threshold if options.deduplicate == "near" else None,
+        decontaminate=listed,
+        show_progress=True,
+    )
+
+
+def _mixture_items(mixture: Mixture) -> list[Item]:
+    from trl_reasoning_distill.data.preview import problem_item
+
+    return [problem_item(problem) for problem in mixture.problems]
+
+
+def _dataset_items(dataset: str) -> list[Item]:
+    """Training rows of a file or a stage's folder; its problems, if it has no training rows."""
+    from trl_reasoning_distill.data.files import read_jsonl
+    from trl_reasoning_distill.data.preview import problem_item, row_item
+    from trl_reasoning_distill.data.schema import Problem
+    from trl_reasoning_distill.data.sources import PROBLEMS_NAME
+
+    path = Path(dataset)
+    if path.is_dir():
+        found = [path / name for name in ("train.jsonl", PROBLEMS_NAME) if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds neither train.jsonl nor {PROBLEMS_NAME}.")
+        path = found[0]
+    rows = list(read_jsonl(path))
+    if rows and "completion" in rows[0]:
+        return [row_item(row) for row in rows]
+    return [problem_item(Problem.from_row(row, f"{path}, row {number}")) for number, row in enumerate(rows, start=1)]
+
+
+def _preview(items: list[Item], options: DataArguments) -> None:
+    from trl_reasoning_distill.data.preview import make_preview
+
+    tokenizer = None
+    if options.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    preview = make_preview(items, tokenizer, options.max_length, seed=options.seed)
+    print(preview.to_text(options.samples))
+    if options.chart:
+        preview.plot(options.chart)
+        print(f"chart: {options.chart}")
 
 
 if __name__ == "__main__":

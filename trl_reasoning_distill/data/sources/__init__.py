@@ -10,6 +10,7 @@ A row that cannot be a problem is left out, counted, and named with its reason: 
 """
 
 from trl_reasoning_distill.data.sources.base import (
+    Cause,
     Refusal,
     RejectedRow,
     SourceRead,
@@ -27,6 +28,7 @@ __all__ = [
     "PROBLEMS_NAME",
     "SOURCES",
     "SOURCE_NAMES",
+    "Cause",
     "Refusal",
     "RejectedRow",
     "SourceRead",

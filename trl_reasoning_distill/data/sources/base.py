@@ -11,7 +11,7 @@ from typing import Any, Literal
 from trl_reasoning_distill.data.schema import Problem
 
 Fields = Mapping[str, Any]
-Cause = Literal["bad_row", "duplicate", "near_duplicate", "contaminated"]
+Cause = Literal["bad_row", "duplicate", "near_duplicate", "contaminated", "not_rendered"]
 
 
 class SourceUnavailableError(ValueError):
@@ -77,7 +77,8 @@ class RejectedRow:
     Attributes:
         where: The source and the row's number.
         reason: In one line.
-        cause: `"bad_row"`, or why a good problem was not wanted: `"duplicate"`, `"near_duplicate"`, `"contaminated"`.
+        cause: `"bad_row"`, or why a good problem was not wanted: `"duplicate"`, `"near_duplicate"`, `"contaminated"`; or why a problem has no
+            training row: `"not_rendered"`.
         row: The row as it was read.
         detail: What the cause counts by: for `"contaminated"`, the evaluation set.
     """
