@@ -43,6 +43,11 @@ _PHRASE = re.compile(
     r"\b(final[ \t]{1,4})?answer[ \t*_)}]{0,6}(?::|=|is\b|would be\b)[ \t*_:]{0,6}|^[ \t]{0,4}A:[ \t]{0,4}",
     re.IGNORECASE | re.MULTILINE,
 )
+_JUDGEMENT = re.compile(
+    r"(?:in)?correct|(?:not )?(?:right|wrong|valid|reasonable|unique|plausible)|(?:verified|confirmed|consistent|clear|obvious|found|given|obtained|as|the same)\b[^\d$\\]*",
+    re.IGNORECASE,
+)
+_CHECK = re.compile(r"\b(?:check|verify|confirm)(?:ing)? (?:our|the|this|that|my|your) $", re.IGNORECASE)
 _THEREFORE = re.compile(r"\b(?:therefore|thus|hence)\b[ \t,:]{0,4}", re.IGNORECASE)
 _RETRACTION = re.compile(
     r"\b(?:wait|hold on|scratch that|correction|i made (?:a|an) (?:mistake|error)|that(?:'s| is) (?:wrong|not right|incorrect))\b",
@@ -168,6 +173,10 @@ def _last_phrase(text: str) -> tuple[int, str, str] | None:
         if not payload.strip(" *_"):  # the answer stands on the next line
             payload = rest.lstrip().partition("\n")[0]
         answer = _sentence(payload)
+        if not {":", "="} & set(match.group()) and _JUDGEMENT.fullmatch(answer):  # `so our answer is correct`
+            continue
+        if _CHECK.search(text, max(0, match.start() - 20), match.start()):  # `we check our answer: 17 · 44 = 748`
+            continue
         if (
             answer
             and "\\boxed" not in answer

@@ -69,7 +69,8 @@ def parse_number(text: str) -> Number | None:
 
 
 def numbers_equal(prediction: Number, gold: Number, tolerance: float) -> bool:
-    """Whether two numbers agree: exactly if both are written as integers, else within a relative tolerance.
+    """Whether two numbers agree: exactly if both are written as integers, within the tolerance if the gold answer is, else within
+    the tolerance relative to their size.
 
     A percent sign on one side only is a unit (50% is 50). A predicted 50% is also right where the gold answer is 0.5, but a gold
     50% is not met by 0.5: it would then equal two different numbers.
@@ -81,10 +82,12 @@ def numbers_equal(prediction: Number, gold: Number, tolerance: float) -> bool:
     return False
 
 
-def _close(a: Number, b: Number, tolerance: float) -> bool:
-    if a.is_integer and b.is_integer:
-        return a.value == b.value
-    return abs(a.value - b.value) <= Fraction(tolerance) * max(abs(a.value), abs(b.value))
+def _close(prediction: Number, gold: Number, tolerance: float) -> bool:
+    if prediction.is_integer and gold.is_integer:
+        return prediction.value == gold.value
+    scale = max(abs(prediction.value), abs(gold.value))
+    # 28,800.01 is not the integer 28,800, however large the numbers are.
+    return abs(prediction.value - gold.value) <= Fraction(tolerance) * (min(scale, 1) if gold.is_integer else scale)
 
 
 def _simplify(text: str) -> str:

@@ -23,6 +23,7 @@ from typing import IO
 
 _START_SECONDS = 120.0
 _ITEMS_PER_WORKER = 5000  # sympy's caches grow; a worker is replaced before they press on the memory limit
+_ITEMS_WORTH_A_WORKER = 4  # to start one takes about a second of computing
 _TIME_UP = int(getattr(signal, "SIGPROF", 0))
 OUT_OF_MEMORY = 3
 """Exit code of a worker that reached its memory limit."""
@@ -33,7 +34,7 @@ _MODULE = "trl_reasoning_distill.verification.worker"
 class Comparison:
     """One item for a worker: (gold, prediction) pairs, any of which makes it correct."""
 
-    pairs: Sequence[tuple[str, str]]
+    pairs: tuple[tuple[str, str], ...]
     tolerance_digits: int = 6
 
 
@@ -71,7 +72,13 @@ class ComparisonPool:
     def run(self, items: Sequence[Comparison], timeout: float) -> list[Outcome]:
         """Compare all items, each within `timeout` seconds of its own; the order is kept. Safe to call from any thread."""
         with self._lock:
-            return _Run(self, items, timeout).outcomes()
+            try:
+                return _Run(self, items, timeout).outcomes()
+            except (
+                BaseException
+            ):  # Ctrl-C, or a worker that does not start: no later run may read what these were asked
+                self.close()
+                raise
 
     def close(self) -> None:
         """End all workers."""
@@ -120,7 +127,8 @@ class _Run:
 
     def outcomes(self) -> list[Outcome]:
         while len(self.results) < len(self.items):
-            missing = min(self.pool.size, len(self.items) - len(self.results)) - len(self.pool.workers)
+            wanted = 1 + (len(self.items) - len(self.results)) // _ITEMS_WORTH_A_WORKER
+            missing = min(self.pool.size, wanted) - len(self.pool.workers)
             for _ in range(missing):
                 self.pool.start_worker()
             for worker in self.pool.workers:
@@ -209,6 +217,16 @@ def _kill(worker: _Worker) -> None:
 
 _pools: dict[tuple[int, int], ComparisonPool] = {}
 _pools_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked child, where the thread that held the lock does not exist."""
+    global _pools_lock
+    _pools_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def shared_pool(size: int) -> ComparisonPool:
