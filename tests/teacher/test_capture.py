@@ -14,8 +14,8 @@ from tests.teacher.tiny import make_model, make_tokenizer
 from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.teacher.audit import audit_store
 from trl_reasoning_distill.teacher.capture import CaptureConfig, capture
-from trl_reasoning_distill.teacher.head import LanguageModelHead, exact_top_k
-from trl_reasoning_distill.teacher.reader import TransformersReader
+from trl_reasoning_distill.teacher.head import LanguageModelHead
+from trl_reasoning_distill.teacher.readers import TransformersReader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
 
 CONFIG = CaptureConfig(top_k=8, temperatures=(1.0, 2.0), unit_rows=3)
@@ -228,14 +228,6 @@ def test_audit_finds_the_teacher_and_tells_another(tmp_path):
     assert list(audit.coverage) == [1, 5]
     other = TransformersReader(make_model(seed=1), make_tokenizer(), 8, CONFIG.temperatures)
     assert audit_store(store, other, make_tokenizer(), num_rows=5).kl.mean() > 0.1
-
-
-@pytest.mark.parametrize(("width", "k"), [(1000, 7), (4096, 25), (5000, 25), (40, 40)])
-def test_two_stage_top_k_is_exact(width, k):
-    logits = torch.randn(50, width, generator=torch.Generator().manual_seed(0))
-    values, ids = exact_top_k(logits, k)
-    assert torch.equal(values, logits.topk(k).values)
-    assert torch.equal(ids, logits.topk(k).indices)
 
 
 def test_head_follows_scale_and_cap():

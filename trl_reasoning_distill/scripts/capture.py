@@ -257,7 +257,7 @@ def load_tokenizer(model: str, revision: str | None, chat_template_path: str | N
 
 def _load_reader(options: CaptureArguments, tokenizer: Any) -> Any:
     from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
-    from trl_reasoning_distill.teacher.reader import TransformersReader
+    from trl_reasoning_distill.teacher.readers import TransformersReader
 
     config = options.make_config()
     engine = TransformersEngine.from_pretrained(

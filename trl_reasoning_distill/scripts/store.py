@@ -105,7 +105,7 @@ def _audit(store: TopKStore, options: StoreArguments) -> None:
     from trl_reasoning_distill.scripts.capture import load_tokenizer
     from trl_reasoning_distill.teacher.audit import audit_store, plot_audit
     from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
-    from trl_reasoning_distill.teacher.reader import TransformersReader
+    from trl_reasoning_distill.teacher.readers import TransformersReader
 
     made_with = store.fingerprint
     teacher = options.teacher or made_with["teacher"]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.teacher.capture import CaptureConfig, anchor_row
-from trl_reasoning_distill.teacher.reader import Reader
+from trl_reasoning_distill.teacher.readers import Reader
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
 

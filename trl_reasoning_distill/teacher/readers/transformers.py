@@ -1,28 +1,14 @@
-"""Reading with a teacher: rows of token ids in, records of the asked positions out."""
+"""A `transformers` model reads, in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from trl_reasoning_distill.teacher.head import LanguageModelHead
 from trl_reasoning_distill.teacher.records import TopKLogProbs
-
-
-class Reader(Protocol):
-    """Something that reads rows of token ids and says what it expected at the asked positions.
-
-    Attributes:
-        context_length: Most tokens in a row, or `None`.
-    """
-
-    context_length: int | None
-
-    def read(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[TopKLogProbs]:
-        """Per row, one record per position t: the distribution of token t given the tokens before it."""
-        ...
 
 
 class TransformersReader:
@@ -38,6 +24,8 @@ class TransformersReader:
     Raises:
         ValueError: If M is larger than the vocabulary, or the model does something to its logits that is not known here.
     """
+
+    provenance: Mapping[str, Any] = {}  # whoever loads the model knows all of it
 
     def __init__(
         self, model: Any, tokenizer: Any, top_k: int, temperatures: Sequence[float], *, max_batch_tokens: int = 16384
