@@ -33,6 +33,9 @@ class ReasoningSFTConfig(SFTConfig):
             this trainer is TRL's until asked; the recipes that publish it switch it on with `kl_coef=0.1`.
         kl_coef: Coefficient of that term.
         kl_direction: `"reverse"` is KL(student ‖ reference), `"forward"` is KL(reference ‖ student).
+        kl_target: Adapt the coefficient, from `kl_coef` on, so that the KL stays near this many nats per token; `None` keeps it.
+        reference_logits: Path of a Top-K store captured from the student before training. It takes the place of a second model, and of the
+            forward with the adapter off; the KL is then the one on its K + 1 buckets.
 
     Raises:
         ValueError: If a field holds a value that it cannot, or `label_smoothing_factor` is set.
@@ -66,6 +69,14 @@ class ReasoningSFTConfig(SFTConfig):
             "choices": ["reverse", "forward"],
         },
     )
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "Adapt the coefficient so that the KL stays near this many nats per token; unset keeps it."},
+    )
+    reference_logits: str | None = field(
+        default=None,
+        metadata={"help": "Top-K store captured from the student before training: the reference without a model."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,10 +86,33 @@ class ReasoningSFTConfig(SFTConfig):
         for name in ("think_weight", "answer_weight", "kl_coef"):
             _check_number(name, getattr(self, name), minimum=0.0)
         _check_bool("use_kl_regularization", self.use_kl_regularization)
+        self._check_reference()
         if self.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor={self.label_smoothing_factor}`: must be 0. Smoothing mixes the labels with a uniform distribution "
                 "over the whole vocabulary, which the fused head never builds; Top-K targets from a teacher are the better soft labels."
+            )
+
+    def _check_reference(self) -> None:
+        for name in ("kl_target", "reference_logits"):
+            if getattr(self, name) is not None and not self.use_kl_regularization:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` without the KL term: set use_kl_regularization: true, or leave it out."
+                )
+        if self.kl_target is not None:
+            _check_number("kl_target", self.kl_target, above=0.0)
+            _check_number("kl_coef", self.kl_coef, above=0.0)  # what is multiplied would stay zero
+        if self.reference_logits is not None:
+            if not isinstance(self.reference_logits, (str, Path)):
+                raise ValueError(f"`reference_logits={self.reference_logits!r}`: must be the path of a Top-K store.")
+            self.reference_logits = str(self.reference_logits)
+            self._check_whole_rows()
+
+    def _check_whole_rows(self) -> None:
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(
+                f"`packing_strategy={self.packing_strategy!r}`: must be 'bfd' with targets from a store. The other strategies cut rows in two, and "
+                "the targets hold only in the context they were captured in."
             )
 
     @property
@@ -170,11 +204,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
                 f"`kd_support='renormalized'` with `kd_divergence={self.kd_divergence!r}`: without the tail bucket this divergence does not see the "
                 "mass that the student puts outside the teacher's Top-K and drives it there. Use `kd_support: tail`."
             )
-        if self.packing and self.packing_strategy != "bfd":
-            raise ValueError(
-                f"`packing_strategy={self.packing_strategy!r}`: must be 'bfd' for distillation. The other strategies cut rows in two, and the "
-                "teacher's targets hold only in the context they were captured in."
-            )
+        self._check_whole_rows()
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -19,11 +19,14 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
+from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.trainer.callbacks import TokenCount
 from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 from trl_reasoning_distill.trainer.head import add_head_loss
+from trl_reasoning_distill.trainer.kl_controller import KLController
 from trl_reasoning_distill.trainer.preparation import (
     LOSS_WEIGHT,
     TOKEN_COLUMNS,
@@ -33,9 +36,14 @@ from trl_reasoning_distill.trainer.preparation import (
     select_rows,
 )
 from trl_reasoning_distill.trainer.reference import Reference, make_reference
+from trl_reasoning_distill.trainer.targets import StoredTargets
 from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, LanguageHead, main_process_first
 
 logger = logging.getLogger(__name__)
+
+REFERENCE_INDEX = "reference_index"
+REFERENCE_IDS = "reference_ids"
+REFERENCE_LOG_PROBS = "reference_log_probs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +70,14 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
     """Supervised fine-tuning on chains of thought. Takes all arguments of TRL's `SFTTrainer`.
 
     Logged beside TRL's metrics: `sft_loss`, the mean negative log-likelihood of a supervised token without any weight, and
-    `kl_loss`, the mean KL divergence to the reference, where there is one.
+    `kl_loss`, the mean KL divergence to the reference, where there is one; with `kl_target` also `kl_coef`. `eval_loss` uses the
+    configured `kl_coef`, so that it can be compared across steps.
 
     Attributes:
         reports: What became of each dataset, by its name: `"train"`, `"eval"`.
-        reference: Where the KL term's reference comes from; `None` without the term.
+        reference: The model that the KL term holds on to; `None` without the term, or where its reference is a store.
+        targets: Stores whose distributions the loss reads.
+        kl_controller: Holds the KL near `kl_target`; `None` without one.
 
     Raises:
         ValueError: If an argument cannot be honoured, if no row can be trained on, or if the chat template damages the reasoning.
@@ -95,14 +106,20 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
         self.reports: dict[str, PreparationReport] = {}
         self.reference: Reference | None = None
         self.format = ReasoningFormat.preset(args.reasoning_format)
-        self.loss_columns = tuple(self.row_columns(args))
+        self.targets = self.open_targets(args)
+        read = [column for targets in self.targets for column in (targets.ids, targets.log_probs)]
+        self.loss_columns = (*self.row_columns(args), *read)
         super().__init__(model, args, **kwargs)
         self._refuse_what_columns_cannot_follow()
         self.token_count = TokenCount()
         self.add_callback(self.token_count)
         self.data_collator = self.make_collator(self.data_collator)
-        if args.use_kl_regularization:
+        if args.use_kl_regularization and args.reference_logits is None:
             self.reference = make_reference(self.model, self.accelerator)
+        self.kl_controller: KLController | None = None
+        if args.use_kl_regularization and args.kl_target is not None:
+            self.kl_controller = KLController(args.kl_coef, args.kl_target)
+            self.add_callback(self.kl_controller)
         add_head_loss(self.model.get_base_model() if is_peft_model(self.model) else self.model)
 
     def _refuse_what_columns_cannot_follow(self) -> None:
@@ -120,14 +137,24 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
 
     # Data
 
+    def open_targets(self, args: ReasoningSFTConfig) -> list[StoredTargets]:
+        """The stores whose distributions the loss needs: here the reference's, if it is a store."""
+        if args.reference_logits is None:
+            return []
+        store = TopKStore.open(args.reference_logits)
+        columns = (REFERENCE_INDEX, REFERENCE_IDS, REFERENCE_LOG_PROBS)
+        return [StoredTargets(store, store.top_k, 1.0, *columns, owner="the base student")]
+
     def row_columns(self, args: ReasoningSFTConfig) -> dict[str, float]:
         """Per-token columns of a prepared row beside TRL's, and what each holds where there is no supervised token."""
-        return {LOSS_WEIGHT: 0.0} if args.has_segment_weights else {}
+        columns: dict[str, float] = {targets.index: -1 for targets in self.targets}
+        return columns | ({LOSS_WEIGHT: 0.0} if args.has_segment_weights else {})
 
     def make_collator(self, base: Any) -> Any:
         """The collator for these rows, around TRL's."""
         columns = self.row_columns(self.args)
-        return TokenColumnsCollator(base, columns) if columns else base
+        vocab_size = self.model.get_input_embeddings().num_embeddings
+        return TokenColumnsCollator(base, columns, self.targets, vocab_size) if columns else base
 
     def add_row_columns(self, rows: Dataset, name: str, **map_kwargs: Any) -> Dataset:
         """Add the columns of `row_columns` that tokenizing alone does not give. Rows are whole here: nothing was cut or packed.
@@ -137,6 +164,8 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
             name: The dataset's name, `"train"` or `"eval"` or what the user calls it.
             map_kwargs: For `Dataset.map`.
         """
+        for targets in self.targets:
+            rows = targets.number_rows(rows, name, self.tokenizer, **map_kwargs)
         return rows
 
     def prepare_dataset(
@@ -249,9 +278,8 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
             with torch.no_grad():
                 nll = fused_linear_distillation_loss(hidden, head.weight, batch.labels, **_transform(head)).nll
             arguments["sft_weight"] = arguments["sft_weight"] * torch.exp(-nll)
-        return fused_linear_distillation_loss(
-            hidden, head.weight, batch.labels, reference=reference, **_transform(head), **arguments
-        )
+        arguments.setdefault("reference", reference)
+        return fused_linear_distillation_loss(hidden, head.weight, batch.labels, **_transform(head), **arguments)
 
     def loss_arguments(self, batch: LossBatch) -> dict[str, Any]:
         """What the loss of this batch is made of: keyword arguments of `fused_linear_distillation_loss`.
@@ -263,9 +291,13 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
         if LOSS_WEIGHT in batch.columns:
             weight = weight * batch.columns[LOSS_WEIGHT]
         arguments: dict[str, Any] = {"sft_weight": weight}
-        if self.reference is not None:
-            arguments["kl_weight"] = self.args.kl_coef * batch.scale.expand(batch.labels.shape)
+        if self.args.use_kl_regularization:
+            is_adaptive = self.kl_controller is not None and batch.is_training
+            coefficient = self.kl_controller.coefficient if is_adaptive else self.args.kl_coef
+            arguments["kl_weight"] = coefficient * batch.scale.expand(batch.labels.shape)
             arguments["kl_direction"] = self.args.kl_direction
+        if REFERENCE_IDS in batch.columns:
+            arguments["reference"] = TopKTargets(batch.columns[REFERENCE_IDS], batch.columns[REFERENCE_LOG_PROBS])
         return arguments
 
     def _flatten(
@@ -296,7 +328,7 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
             "entropy": outputs.entropy.sum(),
             "top1": outputs.is_top1.sum(),
         }
-        if self.reference is not None:
+        if self.args.use_kl_regularization:
             sums["kl"] = outputs.kl.sum()
         return sums
 
@@ -306,14 +338,21 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
         self.record(
             entropy=sums["entropy"] / tokens, mean_token_accuracy=sums["top1"] / tokens, sft_loss=sums["nll"] / tokens
         )
-        if "kl" in sums:
-            self.record(kl_loss=sums["kl"] / tokens)
+        if sums.get("kl_tokens"):
+            self.record(kl_loss=sums["kl"] / sums["kl_tokens"])
+            if self.kl_controller is not None and self.model.training:
+                self.record(kl_coef=self.kl_controller.coefficient)
+                self.kl_controller.add(sums["kl"], sums["kl_tokens"])
 
     def _record_metrics(self, per_token: FusedLoss, aux_loss: Tensor | None, inputs: Mapping[str, Any]) -> None:
         sums = self.metric_sums(per_token)
         sums["length"] = (
             inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["input_ids"].numel())
         )
+        if "kl" in sums:
+            sums["kl_tokens"] = sums["tokens"]
+            if REFERENCE_IDS in inputs:  # rows for evaluation need not be in the store
+                sums["kl_tokens"] = (inputs[REFERENCE_IDS][:, 1:] >= 0).any(-1).sum()
         if aux_loss is not None:
             sums["aux_loss"] = aux_loss.detach() / self.accelerator.num_processes
         # One collective for all of them; float64, so that counts stay whole

@@ -1,20 +1,22 @@
 """Where the reference distribution of the KL term comes from: the model as it was before training.
 
-With LoRA it is the same model with its adapter switched off, which costs one forward and no memory. Without, it is a frozen copy.
-Both are asked inside the student's forward (see `head.py`), on the same inputs, and give hidden states: the KL itself is computed
-tile by tile from those, so no rank ever holds tokens × vocabulary.
+With LoRA it is the same model with its adapter switched off, which costs one forward and no memory. Without, it is a frozen copy,
+sharded as the student is. Both are asked inside the student's forward (see `head.py`), on the same inputs, and give hidden states: the
+KL itself is computed tile by tile from those, so no rank ever holds tokens × vocabulary. The third kind, a Top-K store captured
+from the student before training, needs no model at all: `targets.py` reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import types
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import DistributedType, fsdp2_prepare_model, is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -49,20 +51,39 @@ class AdapterOffReference:
 
 
 class FrozenReference:
-    """A frozen copy of the whole student, on the student's device.
+    """A frozen copy of the whole student, held as the student is: whole on its device, or a shard on each rank (ZeRO-3, FSDP2).
 
     Args:
-        model: The student, before anything wraps it.
+        model: The student, before anything wraps it; under ZeRO-3 its parameters may be partitioned already.
+        accelerator: What the student will be prepared with.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator) -> None:
+        kind = accelerator.distributed_type
+        self.is_sharded = True
+        if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
+            self.model = _copy_partitioned(model)
+        else:
+            self.model = copy.deepcopy(model)
+        self.model.eval().requires_grad_(False)
+        self.model.forward = types.MethodType(
+            _last_hidden_state, self.model
+        )  # wrapped, so that the hooks of its shards fire
+        if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
+            from trl_reasoning_distill.trainer.trl_bridge import prepare_deepspeed
+
+            self.wrapped = prepare_deepspeed(self.model, accelerator)
+        elif kind == DistributedType.FSDP:
+            self.wrapped = fsdp2_prepare_model(accelerator, self.model).eval()
+        else:
+            self.wrapped, self.is_sharded = self.model, False
 
     def hidden(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:
         """See `Reference.hidden`."""
-        self.model.to(model.device)
+        if not self.is_sharded:
+            self.model.to(model.device)
         with torch.no_grad():
-            return self.model.base_model(*args, **kwargs).last_hidden_state
+            return self.wrapped(*args, **kwargs)
 
     def output_layer(self, model: PreTrainedModel) -> nn.Module:
         """See `Reference.output_layer`."""
@@ -73,25 +94,47 @@ def make_reference(model: Any, accelerator: Accelerator) -> Reference:
     """The cheapest reference there is for this model.
 
     Raises:
-        ValueError: If the adapter cannot be switched off (prompt learning), or if a full copy would have to be sharded.
+        ValueError: If the adapter cannot be switched off (prompt learning), or under FSDP1.
     """
     if is_peft_model(model):
         if model.active_peft_config.is_prompt_learning:
             raise ValueError(
                 f"`use_kl_regularization` with {model.active_peft_config.peft_type}: learned prompts are part of the input and cannot be "
-                "switched off for the reference. Use LoRA, or set use_kl_regularization=False."
+                "switched off for the reference. Use LoRA, or give the base model's own Top-K as reference_logits."
             )
         return AdapterOffReference(model)
-    sharded = accelerator.distributed_type == DistributedType.FSDP or (
-        accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3
-    )
-    if sharded:
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError(
-            f"`use_kl_regularization` needs a frozen copy of the model in full fine-tuning, and under {accelerator.distributed_type.value} "
-            "with sharded parameters each rank would hold a whole one. Train a LoRA adapter (the reference is then the model with the "
-            "adapter off), use DDP or ZeRO-2, or set use_kl_regularization=False."
+            "`use_kl_regularization` in full fine-tuning needs a frozen copy of the model, which FSDP1 cannot shard beside it. Set "
+            "fsdp_version: 2 in the accelerate config, train a LoRA adapter, or give the base model's own Top-K as reference_logits."
         )
-    return FrozenReference(model)
+    return FrozenReference(model, accelerator)
+
+
+def _last_hidden_state(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:
+    return self.base_model(*args, **kwargs).last_hidden_state
+
+
+def _copy_partitioned(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model whose parameters ZeRO-3 may have partitioned; one parameter at a time is whole, on no rank the model."""
+    import deepspeed
+
+    with torch.random.fork_rng(devices=[]):  # the weights that it is made with are overwritten
+        twin = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    pairs = dict(twin.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if pairs.keys() != parameters.keys():
+        different = sorted(pairs.keys() ^ parameters.keys())
+        raise ValueError(
+            f"`use_kl_regularization` under ZeRO-3 copies the model from its configuration, but {different[0]} is only in one of the two. "
+            "Save the changed model and load it by its path, or use ZeRO-2, FSDP2 or LoRA."
+        )
+    for name, parameter in parameters.items():
+        with deepspeed.zero.GatheredParameters([parameter, pairs[name]], modifier_rank=0), torch.no_grad():
+            pairs[name].data.copy_(parameter.data)
+    for name, buffer in model.named_buffers():
+        twin.get_buffer(name).data.copy_(buffer)
+    return twin
 
 
 @contextlib.contextmanager

@@ -7,26 +7,21 @@ the LM head as the cross-entropy.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
 
-from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, tokenizer_fingerprint
 from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import FusedLoss
 from trl_reasoning_distill.losses.schedule import kd_weight_at
-from trl_reasoning_distill.teacher.records import temperature_index
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS, TopKCollator
+from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.reasoning_sft import LossBatch, ReasoningSFTTrainer
-
-logger = logging.getLogger(__name__)
+from trl_reasoning_distill.trainer.targets import StoredTargets
 
 KD_EXAMPLE_WEIGHT = "kd_example_weight"
-_KD_OFFSET = "kd_offset"
 
 
 class TopKDistillTrainer(ReasoningSFTTrainer):
@@ -76,7 +71,6 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         if not isinstance(args, TopKDistillConfig):
             raise ValueError(f"{type(self).__name__} needs a TopKDistillConfig as `args`, found {type(args).__name__}.")
         self.store = TopKStore.open(str(args.teacher_logits))
-        temperature_index(self.store.temperatures, args.kd_temperature)  # refuses one that was not captured
         if args.top_k > self.store.top_k:
             raise ValueError(
                 f"`top_k={args.top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
@@ -84,36 +78,27 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
             )
         train_dataset = self.store.dataset() if train_dataset is None else train_dataset
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        self.loss_columns = (*self.loss_columns, KD_IDS, KD_LOG_PROBS)
 
     # Data
 
+    def open_targets(self, args: ReasoningSFTConfig) -> list[StoredTargets]:
+        """See `ReasoningSFTTrainer.open_targets`; the teacher's come first."""
+        assert isinstance(args, TopKDistillConfig)
+        teacher = StoredTargets(
+            self.store, args.top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
+        )
+        return [teacher, *super().open_targets(args)]
+
     def row_columns(self, args: ReasoningSFTConfig) -> dict[str, float]:
         """See `ReasoningSFTTrainer.row_columns`."""
-        columns: dict[str, float] = {**super().row_columns(args), KD_INDEX: -1}
+        columns = super().row_columns(args)
         if getattr(args, "kd_weight_column", None) is not None:
             columns[KD_EXAMPLE_WEIGHT] = 0.0
         return columns
 
-    def make_collator(self, base: Any) -> TopKCollator:
-        """See `ReasoningSFTTrainer.make_collator`."""
-        return TopKCollator(
-            base,
-            self.row_columns(self.args),
-            store=self.store,
-            top_k=self.args.top_k,
-            temperature=self.args.kd_temperature,
-            vocab_size=self.model.get_input_embeddings().num_embeddings,
-        )
-
     def add_row_columns(self, rows: Dataset, name: str, **map_kwargs: Any) -> Dataset:
-        """Number the supervised tokens of each row with their records in the store, and lay out the example's weight."""
+        """See `ReasoningSFTTrainer.add_row_columns`; lays out the example's weight."""
         rows = super().add_row_columns(rows, name, **map_kwargs)
-        self._refuse_foreign_store()
-        if KD_INDEX not in rows.column_names:
-            offsets = [self._find_offset(digest) for digest in rows["row_hash"]]
-            self._refuse_missing_rows(offsets, name)
-            rows = rows.add_column(_KD_OFFSET, offsets).map(_number_tokens, remove_columns=[_KD_OFFSET], **map_kwargs)
         column = self.args.kd_weight_column
         if column is not None:
             if column not in rows.column_names:
@@ -122,38 +107,6 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
                 )
             rows = rows.map(_spread_weight, fn_kwargs={"column": column}, **map_kwargs)
         return rows
-
-    def _refuse_foreign_store(self) -> None:
-        self.store.check_compatible(
-            {"tokenizer": tokenizer_fingerprint(self.tokenizer)},
-            remedy="Its ids are of another vocabulary than the student's. Run `trl-distill align` on it with the student's tokenizer first.",
-        )
-
-    def _find_offset(self, digest: str) -> int:
-        number = self.store.find_row(digest)
-        return -1 if number is None else self.store.row(number).offset
-
-    def _refuse_missing_rows(self, offsets: list[int], name: str) -> None:
-        missing = [index for index, offset in enumerate(offsets) if offset < 0]
-        if not missing:
-            return
-        if name != "train":
-            logger.info(
-                "%d of %d rows of the %s dataset are not in the store: no kd_loss for them",
-                len(missing),
-                len(offsets),
-                name,
-            )
-            return
-        template = chat_template_fingerprint(self.tokenizer)
-        different = self.store.differences({"chat_template": template}) or [
-            "the tokenizer and chat template are the same, so the texts differ"
-        ]
-        raise ValueError(
-            f"The store at {self.store.path} was not made for these tokens: {len(missing):,} of {len(offsets):,} rows of the train dataset are not "
-            f"in it, the first is row {missing[0]}; {'; '.join(different)}. Capture the teacher on this dataset, or train on the store's own "
-            "rows (train_dataset=None)."
-        )
 
     # Loss
 
@@ -231,16 +184,6 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
             self.record(**{name: sums[key] / sums["targets"] for name, key in names.items()})
         if self.model.training:
             self.record(kd_weight=self.kd_weight_at(self.state.global_step))
-
-
-def _number_tokens(row: dict[str, Any]) -> dict[str, list[int]]:
-    """The record's number of each supervised token but the first of the row, which nothing predicts; −1 elsewhere."""
-    index, record = [], row[_KD_OFFSET]
-    for position, label in enumerate(row["labels"]):
-        has_record = record >= 0 and position > 0 and label != -100
-        index.append(record if has_record else -1)
-        record += has_record
-    return {KD_INDEX: index}
 
 
 def _spread_weight(row: dict[str, Any], column: str) -> dict[str, list[float]]:

@@ -1,0 +1,134 @@
+"""Distributions from a Top-K store for the tokens of a dataset: the teacher's, or those of the model as it was before training.
+
+A row of the dataset is found in the store by the hash of its tokens. From then on each supervised token carries the number of its
+record, through truncation, shuffling, packing and resumption, and the collator reads the records of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, chat_template_fingerprint, tokenizer_fingerprint
+from trl_reasoning_distill.teacher.records import temperature_index
+from trl_reasoning_distill.teacher.store import TopKStore
+
+logger = logging.getLogger(__name__)
+
+_OFFSET = "record_offset"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTargets:
+    """A store, and the columns in which its distributions travel with the tokens.
+
+    Attributes:
+        store: Where the records lie.
+        top_k: Places per position that are used.
+        temperature: Temperature of the log-probabilities; one that the store holds.
+        index: Name of the per-token column with the number of the record, −1 where there is none.
+        ids: Name of the batch's column `(batch, length, k)` of ids, −1 where there is none.
+        log_probs: Name of the batch's column `(batch, length, k)` of log-probabilities.
+        owner: Whose distributions they are, for messages.
+    """
+
+    store: TopKStore
+    top_k: int
+    temperature: float
+    index: str
+    ids: str
+    log_probs: str
+    owner: str
+
+    def __post_init__(self) -> None:
+        temperature_index(self.store.temperatures, self.temperature)  # refuses one that was not captured
+
+    def number_rows(self, rows: Dataset, name: str, tokenizer: Any, **map_kwargs: Any) -> Dataset:
+        """Add the `index` column.
+
+        Args:
+            rows: With `input_ids`, `labels` and `row_hash`; whole, nothing cut or packed.
+            name: The dataset's name. Rows of `"train"` must all be in the store; of another, those that are not have no target.
+            tokenizer: The student's.
+            map_kwargs: For `Dataset.map`.
+
+        Raises:
+            StoreError: If the store is of another vocabulary.
+            ValueError: If rows to train on are not in the store.
+        """
+        self.store.check_compatible(
+            {"tokenizer": tokenizer_fingerprint(tokenizer)},
+            remedy="Its ids are of another vocabulary than the student's. Run `trl-distill align` on it with the student's tokenizer first.",
+        )
+        if self._are_numbered(rows):
+            return rows
+        offsets = [self._find_offset(digest) for digest in rows["row_hash"]]
+        self._refuse_missing(offsets, name, tokenizer)
+        rows = rows.remove_columns([self.index] if self.index in rows.column_names else [])
+        return rows.add_column(_OFFSET, offsets).map(
+            _number_tokens, fn_kwargs={"column": self.index}, remove_columns=[_OFFSET], **map_kwargs
+        )
+
+    def read(self, index: Tensor, vocab_size: int) -> dict[str, Tensor]:
+        """The `ids` and `log_probs` columns of a batch.
+
+        Args:
+            index: `(batch, length)`, numbers of records.
+            vocab_size: Rows of the student's embedding. An id beyond them has no logit in the student; its mass goes to the tail.
+        """
+        ids = torch.full((*index.shape, self.top_k), -1)
+        log_probs = torch.full(ids.shape, -torch.inf)
+        has_target = index >= 0
+        records = self.store.read(index[has_target].numpy())
+        kept = records.ids[:, : self.top_k].astype(np.int64)
+        at_temperature = records.at_temperature(self.temperature)[:, : self.top_k]
+        lost = (kept < 0) | (kept >= vocab_size)
+        ids[has_target] = torch.from_numpy(np.where(lost, -1, kept))
+        log_probs[has_target] = torch.from_numpy(np.where(lost, -np.inf, at_temperature).astype(np.float32))
+        return {self.ids: ids, self.log_probs: log_probs}
+
+    def _are_numbered(self, rows: Dataset) -> bool:
+        """Whether the rows carry this store's numbers already, as those of `store.dataset()` do, and not those of another store."""
+        if self.index not in rows.column_names:
+            return False
+        known = {(row.hash, row.offset) for row in self.store}
+        first = [min((number for number in index if number >= 0), default=-1) for index in rows[self.index]]
+        return all(pair in known for pair in zip(rows["row_hash"], first, strict=True))
+
+    def _find_offset(self, digest: str) -> int:
+        number = self.store.find_row(digest)
+        return -1 if number is None else self.store.row(number).offset
+
+    def _refuse_missing(self, offsets: list[int], name: str, tokenizer: Any) -> None:
+        missing = [index for index, offset in enumerate(offsets) if offset < 0]
+        if not missing:
+            return
+        if name != "train":
+            text = "%d of %d rows of the %s dataset are not in the store of %s: no loss against it for them"
+            logger.info(text, len(missing), len(offsets), name, self.owner)
+            return
+        template = chat_template_fingerprint(tokenizer)
+        different = self.store.differences({"chat_template": template}) or [
+            "the tokenizer and chat template are the same, so the texts differ"
+        ]
+        raise ValueError(
+            f"The store at {self.store.path} was not made for these tokens: {len(missing):,} of {len(offsets):,} rows of the train dataset "
+            f"are not in it, the first is row {missing[0]}; {'; '.join(different)}. Capture {self.owner} on this dataset, or train on the "
+            "store's own rows (`store.dataset()`)."
+        )
+
+
+def _number_tokens(row: dict[str, Any], column: str) -> dict[str, list[int]]:
+    """The record's number of each supervised token but the first of the row, which nothing predicts; −1 elsewhere."""
+    index, record = [], row[_OFFSET]
+    for position, label in enumerate(row["labels"]):
+        has_record = record >= 0 and position > 0 and label != IGNORE_INDEX
+        index.append(record if has_record else -1)
+        record += has_record
+    return {column: index}
