@@ -35,7 +35,7 @@ TRL = frozenset({"trl"})
 RULES = {
     "data": Rule(internal=("extras",), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
-    "teacher": Rule(internal=("data", "verification", "extras"), banned=TRL),
+    "teacher": Rule(internal=("data", "verification", "losses.topk", "extras"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(
         internal=("losses", "teacher.store", "teacher.records", "data", "verification", "extras", "interruption")

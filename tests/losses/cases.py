@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.losses.reference import dense_loss, logits_of
+from trl_reasoning_distill.losses._models import LinearModel
 from trl_reasoning_distill.losses.divergence import TopKTargets
-from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
+from trl_reasoning_distill.losses.fused import (
+    FusedLoss,
+    LinearReference,
+    LinearTeacher,
+    fused_linear_distillation_loss,
+)
+
+WEIGHTS = ("sft_weight", "kd_weight", "kl_weight")
 
 
 @dataclass
@@ -22,7 +30,7 @@ class Case:
     weight: Tensor
     bias: Tensor | None
     labels: Tensor
-    teacher: TopKTargets | None
+    teacher: TopKTargets | LinearTeacher | None
     reference: LinearReference | TopKTargets | None
     weights: dict[str, Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -54,8 +62,8 @@ class Case:
             weight,
             self.labels.to(device),
             bias=bias[0] if bias else None,
-            teacher=_to(self.teacher, device),
-            reference=_to(self.reference, device),
+            teacher=to(self.teacher, device, dtype),
+            reference=to(self.reference, device, dtype),
             **{name: value.to(device) for name, value in self.weights.items()},
             **self.settings,
         )
@@ -71,14 +79,20 @@ class Case:
         head = {"scale": settings.pop("logit_scale", 1.0), "softcap": settings.pop("logit_softcap", None)}
         reference = self.reference
         if isinstance(reference, LinearReference):
-            r = reference
-            reference = logits_of(r.hidden, r.weight, r.bias, r.logit_scale, r.logit_softcap)
+            reference = _logits_of_model(reference, dtype)
         elif reference is not None:
             reference = (reference.ids, reference.log_probs)
+        teacher = {}
+        if isinstance(self.teacher, LinearTeacher):
+            live = self.teacher
+            how = {"vocab_size": live.shared_ids(len(weight)), "top_k": live.top_k, "on": live.on}
+            teacher["live"] = (_logits_of_model(live, dtype), how)
+        elif self.teacher is not None:
+            teacher["teacher"] = (self.teacher.ids, self.teacher.log_probs)
         parts = dense_loss(
             logits_of(hidden, weight, bias[0] if bias else None, **head),
             self.labels,
-            teacher=None if self.teacher is None else (self.teacher.ids, self.teacher.log_probs),
+            **teacher,
             reference=reference,
             **self.weights,
             **settings,
@@ -91,6 +105,35 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what is expected."""
     difference = (actual.detach().cpu().double() - expected).norm()
     return float(difference / expected.norm()) if expected.norm() > 0 else float(difference)
+
+
+def problem(tokens: int = 6, width: int = 4, vocab: int = 11, k: int = 3, **settings: Any) -> Case:
+    """A fixed problem with every term in it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    labels = torch.randint(0, vocab, (tokens,), generator=generator)
+    labels[1] = -100
+    return Case(
+        hidden=randn(tokens, width),
+        weight=randn(vocab, width),
+        bias=randn(vocab),
+        labels=labels,
+        teacher=topk_targets(randn(tokens, vocab), k, settings.get("temperature", 1.0)),
+        reference=LinearReference(randn(tokens, 2), randn(vocab, 2)),
+        weights={name: torch.rand(tokens, dtype=torch.float64, generator=generator) for name in WEIGHTS},
+        settings=settings,
+    )
+
+
+def live_teacher(tokens: int = 6, vocab: int = 11, **settings: Any) -> LinearTeacher:
+    """A live teacher for `problem`, with rows of its own beyond the nine shared ids."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(tokens, 3, dtype=torch.float64, generator=generator)
+    weight = torch.randn(vocab + 2, 3, dtype=torch.float64, generator=generator)
+    return LinearTeacher(hidden, weight, **{"vocab_size": vocab - 2} | settings)
 
 
 @st.composite
@@ -124,22 +167,33 @@ def cases(draw: st.DrawFn) -> Case:
         reference = LinearReference(randn(tokens, 3), randn(vocab + padding, 3), logit_scale=0.7, logit_softcap=5.0)
     elif kind == "topk":
         reference = topk_targets(randn(tokens, vocab), draw(st.integers(1, vocab)), 1.0, generator, holes=0.2)
-    has_teacher = draw(st.booleans())
+    teacher: TopKTargets | LinearTeacher | None = None
+    kind = draw(st.sampled_from(["none", "topk", "live", "live"]))
+    if kind == "topk":
+        temperature = settings["temperature"]
+        teacher = topk_targets(2 * randn(tokens, vocab), draw(st.integers(1, vocab)), temperature, generator, holes=0.2)
+    elif kind == "live":
+        known = draw(st.integers(1, vocab + 5))
+        teacher = LinearTeacher(
+            randn(tokens, 3),
+            randn(known, 3),
+            randn(known) if draw(st.booleans()) else None,
+            logit_scale=draw(st.sampled_from([1.0, 1.5])),
+            logit_softcap=draw(st.sampled_from([None, 5.0])),
+            vocab_size=draw(st.sampled_from([None, draw(st.integers(1, min(known, vocab)))])),
+            top_k=draw(st.one_of(st.none(), st.integers(1, vocab + 2))),
+            on=draw(st.sampled_from(["teacher", "student"])),
+        )
+        if teacher.top_k is None or teacher.on == "student":
+            settings["top_p"] = 1.0
     return Case(
         hidden=randn(tokens, width),
         weight=randn(vocab, width),
         bias=randn(vocab) if draw(st.booleans()) else None,
         labels=labels,
-        teacher=topk_targets(
-            2 * randn(tokens, vocab), draw(st.integers(1, vocab)), settings["temperature"], generator, holes=0.2
-        )
-        if has_teacher
-        else None,
+        teacher=teacher,
         reference=reference,
-        weights={
-            name: torch.rand(tokens, dtype=torch.float64, generator=generator)
-            for name in ("sft_weight", "kd_weight", "kl_weight")
-        },
+        weights={name: torch.rand(tokens, dtype=torch.float64, generator=generator) for name in WEIGHTS},
         settings=settings,
     )
 
@@ -156,11 +210,16 @@ def topk_targets(
     return TopKTargets(ids, log_probs)
 
 
-def _to(part: Any, device: torch.device | str) -> Any:
+def to(part: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """A teacher or reference on a device; models in a dtype too."""
     if isinstance(part, TopKTargets):
         return TopKTargets(part.ids.to(device), part.log_probs.to(device))
-    if isinstance(part, LinearReference):
-        return LinearReference(
-            part.hidden.to(device), part.weight.to(device), part.bias, part.logit_scale, part.logit_softcap
-        )
+    if isinstance(part, LinearModel):
+        bias = None if part.bias is None else part.bias.to(device, dtype)
+        return replace(part, hidden=part.hidden.to(device, dtype), weight=part.weight.to(device, dtype), bias=bias)
     return part
+
+
+def _logits_of_model(model: LinearModel, dtype: torch.dtype) -> Tensor:
+    bias = None if model.bias is None else model.bias.to(dtype)
+    return logits_of(model.hidden.to(dtype), model.weight.to(dtype), bias, model.logit_scale, model.logit_softcap)

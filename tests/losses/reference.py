@@ -6,6 +6,7 @@ It shares no code with the package, on purpose, and is slow, on purpose.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,37 @@ def sparse_divergence(
     return dense_divergence(p, q, divergence, beta)
 
 
+def live_divergence(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    vocab_size: int,
+    top_k: int | None,
+    on: str,
+    temperature: float,
+    top_p: float,
+    divergence: str,
+    beta: float,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Divergence between two rows of logits on the ids they share, and what both give the support."""
+    p = torch.softmax(teacher[:vocab_size].double() / temperature, -1)
+    q = torch.softmax(student[:vocab_size] / temperature, -1)
+    if top_k is None:
+        return dense_divergence(p, q, divergence, beta), p.sum(), q.sum()
+    chosen = (p if on == "teacher" else q).topk(min(top_k, vocab_size)).indices
+    ids = list(support_of(chosen.tolist(), p[chosen].log().tolist(), top_p))
+    others = [token for token in range(vocab_size) if token not in ids]
+    masses = p[ids].sum(), q[ids].sum()
+    if kind == "renormalized":
+        p, q = p[ids] / p[ids].sum(), q[ids] / q[ids].sum()
+    elif others:
+        p, q = torch.cat([p[ids], p[others].sum()[None]]), torch.cat([q[ids], q[others].sum()[None]])
+    else:
+        p, q = p[ids], q[ids]
+    return dense_divergence(p, q, divergence, beta), *masses
+
+
 def logits_of(
     hidden: Tensor, weight: Tensor, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None
 ) -> Tensor:
@@ -74,6 +106,7 @@ def dense_loss(
     labels: Tensor,
     *,
     teacher: tuple[Tensor, Tensor] | None = None,
+    live: tuple[Tensor, dict[str, Any]] | None = None,
     reference: Tensor | tuple[Tensor, Tensor] | None = None,
     sft_weight: Tensor,
     kd_weight: Tensor,
@@ -86,7 +119,11 @@ def dense_loss(
     scale_by_t2: bool = True,
     kl_direction: str = "reverse",
 ) -> dict[str, Tensor]:
-    """The loss and its parts per token from full logits; `reference` is logits, or ids and log-probabilities."""
+    """The loss and its parts per token from full logits.
+
+    `teacher` is ids and log-probabilities; `live` is a teacher's logits and how to compare with them; `reference` is
+    logits, or ids and log-probabilities.
+    """
     zero = logits.sum() * 0
     parts: dict[str, list[Tensor]] = {
         name: [] for name in ("nll", "kd", "kl", "entropy", "teacher_mass", "student_mass")
@@ -105,6 +142,12 @@ def dense_loss(
                 row["kd"] = factor * sparse_divergence(tempered, mass, divergence, beta, support)
                 row["teacher_mass"] = zero + sum(mass.values())
                 row["student_mass"] = zero + sum(tempered[token] for token in mass)
+            if live is not None:
+                shared = {"temperature": temperature, "top_p": top_p, "divergence": divergence, "beta": beta}
+                kd, row["teacher_mass"], row["student_mass"] = live_divergence(
+                    logits[t], live[0][t], **shared, kind=support, **live[1]
+                )
+                row["kd"] = kd * (temperature**2 if scale_by_t2 else 1.0)
             if isinstance(reference, tuple):
                 mass = support_of(reference[0][t].tolist(), reference[1][t].double().tolist())
                 row["kl"] = sparse_divergence(log_probs.exp(), mass, f"{kl_direction}_kl")

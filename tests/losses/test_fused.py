@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from tests.losses.cases import Case, cases, relative_error, topk_targets
+from tests.losses.cases import WEIGHTS, Case, cases, problem, relative_error, topk_targets
 from trl_reasoning_distill.losses import _rows
 from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import (
@@ -19,30 +19,6 @@ from trl_reasoning_distill.losses.fused import (
 )
 
 PARTS = ("nll", "kd", "kl", "entropy", "teacher_mass", "student_mass")
-
-
-def problem(tokens: int = 6, width: int = 4, vocab: int = 11, k: int = 3, **settings) -> Case:
-    """A fixed problem with every term in it."""
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-    labels = torch.randint(0, vocab, (tokens,), generator=generator)
-    labels[1] = -100
-    return Case(
-        hidden=randn(tokens, width),
-        weight=randn(vocab, width),
-        bias=randn(vocab),
-        labels=labels,
-        teacher=topk_targets(randn(tokens, vocab), k, settings.get("temperature", 1.0)),
-        reference=LinearReference(randn(tokens, 2), randn(vocab, 2)),
-        weights={name: torch.rand(tokens, dtype=torch.float64, generator=generator) for name in WEIGHTS},
-        settings=settings,
-    )
-
-
-WEIGHTS = ("sft_weight", "kd_weight", "kl_weight")
 
 
 @settings(deadline=None, max_examples=150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.losses.test_fused import problem
-from trl_reasoning_distill.losses import _head, _rows, _tokens, divergence, fused
+from tests.losses.cases import live_teacher, problem
+from trl_reasoning_distill.losses import _head, _rows, _tiles, _tokens, divergence, fused
 
 beartype = pytest.importorskip("beartype", reason="run-time checks of shapes need beartype, of the `dev` extra")
 jaxtyping = pytest.importorskip("jaxtyping", reason="run-time checks of shapes need jaxtyping, of the `dev` extra")
@@ -41,24 +42,19 @@ def test_signatures_hold_for_a_problem_with_every_term(checked):
         _rows.row_gradient_,
         _head._losses_and_gradient_,
         _tokens.token_losses,
-        _head._full_vocabulary_kl,
+        _tokens._shared_log_softmax,
+        _tokens._topk_kd,
+        _tiles.top_k_targets,
+        _tiles.dense_divergence_,
+        _head._second_models,
         _tokens._log_softmax,
         _tokens._first_occurrence,
     ):
         checked(function)
-    case = problem(temperature=2.0, divergence="jsd", top_p=0.9, chunk_size=2)
-    arguments = {name: value.to(torch.float32) for name, value in case.weights.items()}
-    out = fused.fused_linear_distillation_loss(
-        case.hidden.float().requires_grad_(),
-        case.weight.float().requires_grad_(),
-        case.labels,
-        bias=case.bias.float(),
-        teacher=case.teacher,
-        reference=case.reference,
-        **arguments,
-        **case.settings,
-    )
-    assert torch.isfinite(out.loss)
+    case = problem(temperature=2.0, divergence="jsd", chunk_size=2)
+    for teacher in (case.teacher, live_teacher(top_k=2, on="student"), live_teacher(top_k=None)):
+        out, _ = dataclasses.replace(case, teacher=teacher).run(torch.float32)
+        assert torch.isfinite(out.loss)
 
 
 def test_a_wrong_shape_is_noticed(checked):

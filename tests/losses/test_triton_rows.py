@@ -6,6 +6,7 @@ compiled kernels, through all other tests of this room.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -52,16 +53,17 @@ def check_rows() -> None:
 
 
 def check_loss() -> None:
-    from tests.losses.test_fused import problem
+    from tests.losses.cases import live_teacher, problem
     from trl_reasoning_distill.losses import _head, _triton_rows
 
     for settings in ({"temperature": 2.0, "divergence": "jsd"}, {"temperature": 1.5, "logit_softcap": 4.0}, {}):
-        case = problem(chunk_size=4, **settings)
-        expected, expected_grads = case.run(torch.float32)
-        with unittest.mock.patch.object(_head, "_row_kernels", return_value=_triton_rows):
-            actual, actual_grads = case.run(torch.float32)
-        torch.testing.assert_close(actual.loss, expected.loss)
-        torch.testing.assert_close(actual_grads, expected_grads)
+        for teacher in ({}, {"teacher": live_teacher(top_k=3)}, {"teacher": live_teacher(top_k=None)}):
+            case = dataclasses.replace(problem(chunk_size=4, **settings), **teacher)
+            expected, expected_grads = case.run(torch.float32)
+            with unittest.mock.patch.object(_head, "_row_kernels", return_value=_triton_rows):
+                actual, actual_grads = case.run(torch.float32)
+            torch.testing.assert_close(actual.loss, expected.loss)
+            torch.testing.assert_close(actual_grads, expected_grads)
     print("loss")
 
 

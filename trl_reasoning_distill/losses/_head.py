@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,34 +16,25 @@ import torch
 from torch import Tensor
 
 from trl_reasoning_distill.losses import _rows
-from trl_reasoning_distill.losses._tokens import Entries, LossSettings, TokenTargets, TokenValues, token_losses
-from trl_reasoning_distill.losses.divergence import LOG_ZERO, accumulator
+from trl_reasoning_distill.losses._models import Head
+from trl_reasoning_distill.losses._tiles import dense_divergence_, top_k_targets
+from trl_reasoning_distill.losses._tokens import (
+    DenseTerms,
+    Entries,
+    LossSettings,
+    TokenTargets,
+    TokenValues,
+    token_losses,
+)
+from trl_reasoning_distill.losses.divergence import LOG_ZERO, Divergence, accumulator
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 # Rows of the head's gradient that are summed at a time where the matmul cannot write float32 itself.
 _ACCUMULATION_ROWS = 8192
-
-
-@dataclass(frozen=True)
-class LinearReference:
-    """A reference model's distribution as its last hidden states and its head: the logits are made a chunk at a time.
-
-    Attributes:
-        hidden: `(tokens, hidden)`, one row per token of the student's, in the same order.
-        weight: `(vocab, hidden)`, the reference's head. Rows beyond the student's vocabulary (padding of the embedding)
-            are not part of the distribution.
-        bias: `(vocab,)`, if the head has one.
-        logit_scale: factor on the reference's logits.
-        logit_softcap: soft-cap of the reference's logits.
-    """
-
-    hidden: Float[Tensor, "tokens hidden"]
-    weight: Float[Tensor, "vocab hidden"]
-    bias: Float[Tensor, " vocab"] | None = None
-    logit_scale: float = 1.0
-    logit_softcap: float | None = None
+# Tokens at a time for which a second model's logits exist beside the student's.
+_CPU_SECOND_TILE, _ACCELERATOR_SECOND_TILE = 256, 1024
 
 
 class FusedHead(torch.autograd.Function):
@@ -59,13 +50,15 @@ class FusedHead(torch.autograd.Function):
         hidden: Float[Tensor, "tokens hidden"],
         weight: Float[Tensor, "vocab hidden"],
         bias: Float[Tensor, " vocab"] | None,
+        logit_scale: float,
+        logit_softcap: float | None,
         targets: TokenTargets,
         settings: LossSettings,
-        reference_head: LinearReference | None,
     ) -> tuple[Tensor, ...]:
         needs_grad = [settings.needs_grad and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
-            values, grads = _run(hidden, weight, bias, targets, settings, reference_head, needs_grad)
+            student = Head(weight, bias, logit_scale, logit_softcap)
+            values, grads = _run(hidden, student, targets, settings, needs_grad)
         ctx.save_for_backward(*grads)
         loss = values.loss.sum()
         ctx.mark_non_differentiable(*values[1:])
@@ -78,31 +71,36 @@ class FusedHead(torch.autograd.Function):
         grads = ctx.saved_tensors
         if grad_loss.device.type != "cpu" or grad_loss != 1:  # looking would make an accelerator wait
             grads = [None if grad is None else grad.mul_(grad_loss) for grad in grads]
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _run(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    hidden: Float[Tensor, "tokens hidden"],
+    student: Head,
     targets: TokenTargets,
     settings: LossSettings,
-    reference_head: LinearReference | None,
     needs_grad: list[bool],
 ) -> tuple[TokenValues, list[Tensor | None]]:
     """Walk over chunks of tokens; gradients are None where not needed."""
-    dtype = hidden.dtype
-    head, head_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    weight, bias = student.weight, student.bias
+    dtype, device = hidden.dtype, hidden.device.type
+    student = student.first(len(weight), dtype)
     grad_hidden = torch.empty_like(hidden) if needs_grad[0] else None
     grad_weight = _WeightGradient(weight, one_chunk=len(hidden) <= settings.chunk_size) if needs_grad[1] else None
     grad_bias = torch.zeros_like(bias, dtype=accumulator(dtype)) if needs_grad[2] and bias is not None else None
     values = []
     for start in range(0, len(hidden), settings.chunk_size):
         rows = slice(start, start + settings.chunk_size)
-        logits = _project(hidden[rows], head, head_bias, settings.logit_scale, settings.logit_softcap)
-        values.append(_losses_and_gradient_(logits, targets[rows], settings, reference_head, any(needs_grad)))
+        logits = student.logits(hidden[rows])
+        tile = len(logits)
+        if settings.teacher_head is not None or settings.reference_head is not None:
+            tile = _CPU_SECOND_TILE if device == "cpu" else _ACCELERATOR_SECOND_TILE
+        for first in range(0, len(logits), tile):
+            part = slice(first, first + tile)
+            chunk = targets[rows][part]
+            values.append(_losses_and_gradient_(logits[part], chunk, student, settings, any(needs_grad)))
         if grad_hidden is not None:
-            torch.mm(logits, head, out=grad_hidden[rows])
+            torch.mm(logits, student.weight, out=grad_hidden[rows])
         if grad_weight is not None:
             grad_weight.add(logits, hidden[rows])
         if grad_bias is not None:
@@ -144,57 +142,86 @@ class _WeightGradient:
         return torch.zeros_like(self.weight) if self.total is None else self.total.to(self.weight.dtype)
 
 
-def _project(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, logit_scale: float, logit_softcap: float | None
-) -> Float[Tensor, "tokens vocab"]:
-    """The logits, as the model's own forward pass rounds them."""
-    logits = torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
-    if logit_scale != 1.0:
-        logits.mul_(logit_scale)
-    if logit_softcap is not None:
-        logits.div_(logit_softcap).tanh_().mul_(logit_softcap)
-    return logits
-
-
 def _losses_and_gradient_(
     logits: Float[Tensor, "tokens vocab"],
     targets: TokenTargets,
+    student: Head,
     settings: LossSettings,
-    reference_head: LinearReference | None,
     needs_grad: bool,
 ) -> TokenValues:
-    """The values of a chunk's tokens; `logits` become the gradient with respect to the projection, or are spoilt."""
-    reference_gradient, reference_kl = None, None
-    if reference_head is not None:
-        reference_gradient, reference_kl = _full_vocabulary_kl(logits, targets, settings, reference_head)
+    """The values of some tokens; `logits` become the gradient with respect to the projection, or are spoilt."""
+    targets, dense, dense_gradients = _second_models(logits, targets, student, settings)
     entries = Entries.of(targets)
-    z = logits.gather(1, entries.ids).to(accumulator(logits.dtype)).masked_fill_(~entries.is_unique, LOG_ZERO)
-    logits.scatter_(1, entries.ids, LOG_ZERO)  # what is left in the tile is the rest of the row
+    tokens = torch.arange(len(logits), device=logits.device)[:, None]
+    z = logits[tokens, entries.ids].to(accumulator(logits.dtype)).masked_fill_(~entries.is_unique, LOG_ZERO)
+    # What is left in the tile is the rest of the row. (Not `scatter_`: on the CPU it goes through a float32 copy of it all.)
+    logits[tokens, entries.ids] = LOG_ZERO
     temperature = 1.0 if targets.teacher is None else settings.temperature
     kernels = _row_kernels(logits.device.type, logits.dtype)
-    rest = kernels.row_statistics(logits, temperature, z.amax(-1))
+    shared, padding_columns = logits.tensor_split([settings.shared_ids or logits.shape[1]], dim=1)
+    rest, padding = kernels.row_statistics(shared, temperature, z.amax(-1)), None
+    if padding_columns.shape[1] > 0:
+        padding = kernels.row_statistics(padding_columns, 1.0, z.amax(-1))
 
     with torch.set_grad_enabled(needs_grad):
-        leaves = [z, rest.log_sum_exp] + ([rest.log_sum_exp_t] if temperature != 1.0 else [])
+        leaves = {"z": z, "rest": rest.log_sum_exp}
+        if temperature != 1.0:
+            leaves["rest_t"] = rest.log_sum_exp_t
+        if padding is not None:
+            leaves["padding"] = padding.log_sum_exp
         if needs_grad:
-            leaves = [leaf.requires_grad_() for leaf in leaves]
-        values = token_losses(z, rest, entries, targets, settings, reference_kl)
-        grads = torch.autograd.grad(values.loss.sum(), leaves) if needs_grad else ()
+            for leaf in leaves.values():
+                leaf.requires_grad_()
+        values = token_losses(z, rest, padding, entries, targets, settings, dense)
+        grads = torch.autograd.grad(values.loss.sum(), list(leaves.values())) if needs_grad else ()
     values = TokenValues(*(value.detach() for value in values))
     if not needs_grad:
         return values
 
-    rest = _rows.RowStatistics(*(statistic.detach() for statistic in rest))
-    grad_t = grads[2] / temperature if temperature != 1.0 else None
-    scale, softcap = settings.logit_scale, settings.logit_softcap
-    kernels.row_gradient_(logits, rest, grads[1], grad_t, temperature, scale, softcap)
-    grad_z = grads[0] * scale
-    if softcap is not None:
-        grad_z = grad_z * (1 - (z.detach() / softcap).square())
-    logits.scatter_(1, entries.ids, grad_z.gather(1, entries.slot).to(logits.dtype))
-    if reference_gradient is not None:
-        logits.add_(reference_gradient)
+    grad = dict(zip(leaves, grads, strict=True))
+    grad_t = grad["rest_t"] / temperature if temperature != 1.0 else None
+    head = (student.logit_scale, student.logit_softcap)
+    kernels.row_gradient_(shared, rest.detached(), grad["rest"], grad_t, temperature, *head)
+    if padding is not None:
+        kernels.row_gradient_(padding_columns, padding.detached(), grad["padding"], None, 1.0, *head)
+    grad_z = grad["z"] * student.slope(z.detach())
+    logits[tokens, entries.ids] = grad_z.gather(1, entries.slot).to(logits.dtype)
+    for gradient in dense_gradients:
+        logits[:, : gradient.shape[1]] += gradient
     return values
+
+
+def _second_models(
+    logits: Float[Tensor, "tokens vocab"], targets: TokenTargets, student: Head, settings: LossSettings
+) -> tuple[TokenTargets, DenseTerms, list[Tensor]]:
+    """What a live teacher and a linear reference have to say: a Top-K joins the targets, the rest is done here.
+
+    Returns the targets, the terms over the whole vocabulary, and the gradients of these with respect to the projection.
+    """
+    terms = DenseTerms(None, None, None)
+    gradients = []
+    head = (student.logit_scale, student.logit_softcap)
+    if settings.reference_head is not None and targets.reference_hidden is not None:
+        tile = settings.reference_head.logits(targets.reference_hidden)
+        direction: Divergence = "forward_kl" if settings.kl_direction == "forward" else "reverse_kl"
+        kl, _ = dense_divergence_(tile, logits, targets.kl_weight, direction, 0.0, 1.0, *head)
+        terms = terms._replace(kl=kl)
+        gradients.append(tile)
+    if settings.teacher_head is not None and targets.teacher_hidden is not None:
+        tile = settings.teacher_head.logits(targets.teacher_hidden)
+        shared, temperature = logits[:, : tile.shape[1]], settings.temperature
+        if settings.top_k is not None:
+            teacher, agrees = top_k_targets(tile, shared, settings.top_k, settings.on, temperature)
+            targets = replace(targets, teacher=teacher.truncated(settings.top_p))
+        else:
+            assert not callable(settings.divergence)
+            factor = temperature**2 if settings.scale_by_t2 else 1.0
+            weight = targets.kd_weight * factor
+            kd, agrees = dense_divergence_(tile, shared, weight, settings.divergence, settings.beta, temperature, *head)
+            terms = terms._replace(kd=kd * factor)
+            gradients.append(tile)
+        terms = terms._replace(top1_agreement=agrees)
+    return targets, terms, gradients
 
 
 @functools.cache
@@ -203,37 +230,6 @@ def _row_kernels(device: str, dtype: torch.dtype) -> ModuleType:
     if device == "cuda" and dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
         return importlib.import_module("trl_reasoning_distill.losses._triton_rows")
     return _rows
-
-
-def _full_vocabulary_kl(
-    logits: Float[Tensor, "tokens vocab"], targets: TokenTargets, settings: LossSettings, reference: LinearReference
-) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, " tokens"]]:
-    """KL between student and reference over the vocabulary, and its weighted gradient with respect to the projection."""
-    vocab, dtype = logits.shape[1], logits.dtype
-    assert targets.reference_hidden is not None
-    bias = None if reference.bias is None else reference.bias[:vocab].to(dtype)
-    tile = _project(
-        targets.reference_hidden.to(dtype),
-        reference.weight[:vocab].to(dtype),
-        bias,
-        reference.logit_scale,
-        reference.logit_softcap,
-    )
-    kl = torch.empty(len(logits), dtype=accumulator(dtype), device=logits.device)
-    for rows, z, buffer in _rows.blocks(logits, kl.dtype):
-        student, ref = z.log_softmax(-1), buffer.copy_(tile[rows]).log_softmax(-1)
-        if settings.kl_direction == "reverse":
-            difference = student - ref
-            kl[rows] = (student.exp() * difference).sum(-1)
-            gradient = student.exp_().mul_(difference.sub_(kl[rows, None]))
-        else:
-            kl[rows] = (ref.exp() * (ref - student)).sum(-1)
-            gradient = student.exp_().sub_(ref.exp_())
-        gradient.mul_(targets.kl_weight[rows, None] * settings.logit_scale)
-        if settings.logit_softcap is not None:
-            gradient.mul_(1 - (z / settings.logit_softcap).square_())
-        tile[rows] = gradient
-    return tile, kl.clamp_min_(0)
 
 
 def _no_tokens(hidden: Tensor) -> TokenValues:

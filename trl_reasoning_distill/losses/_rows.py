@@ -38,6 +38,21 @@ class RowStatistics(NamedTuple):
     log_sum_exp_t: Float[Tensor, " tokens"]
     mean: Float[Tensor, " tokens"]
 
+    def detached(self) -> RowStatistics:
+        return RowStatistics(*(statistic.detach() for statistic in self))
+
+    def joined(self, other: RowStatistics, vocab: int) -> RowStatistics:
+        """Statistics of the row that self, `vocab` ids wide, and `other` make up; what is at the temperature stays self's.
+
+        Differentiable in both `log_sum_exp`.
+        """
+        log_sum_exp = torch.logaddexp(self.log_sum_exp, other.log_sum_exp)
+        with torch.no_grad():
+            mean = torch.lerp(other.mean, self.mean, torch.exp(self.log_sum_exp - log_sum_exp))
+        is_first = (self.first_tie < vocab) & (self.max >= other.max)
+        first_tie = torch.where(is_first, self.first_tie, vocab + other.first_tie)
+        return RowStatistics(torch.maximum(self.max, other.max), first_tie, log_sum_exp, self.log_sum_exp_t, mean)
+
 
 def row_statistics(
     logits: Float[Tensor, "tokens vocab"], temperature: float, rival: Float[Tensor, " tokens"]

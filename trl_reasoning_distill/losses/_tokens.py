@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses._rows import RowStatistics
 from trl_reasoning_distill.losses.divergence import (
     LOG_ZERO,
@@ -29,23 +30,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What is the same for all tokens; see `fused_linear_distillation_loss`."""
+    """What is the same for all tokens; see `fused_linear_distillation_loss`.
+
+    The heads are those of a live teacher and of a linear reference, cut to the ids that they share with the student.
+    `shared_ids` is the number of ids that the distillation loss is about, None for all.
+    """
 
     temperature: float
     divergence: Divergence | DivergenceFunction
     beta: float
     support: Support
+    top_p: float
     scale_by_t2: bool
     kl_direction: str
-    logit_scale: float
-    logit_softcap: float | None
     chunk_size: int
     needs_grad: bool
+    reference_head: Head | None = None
+    teacher_head: Head | None = None
+    top_k: int | None = None
+    on: str = "teacher"
+    shared_ids: int | None = None
 
 
 @dataclass(frozen=True)
 class TokenTargets:
-    """What each supervised token is compared with, and how much it counts."""
+    """What each supervised token is compared with, and how much it counts; the Top-K are `truncated`."""
 
     labels: Int[Tensor, " tokens"]
     sft_weight: Float[Tensor, " tokens"]
@@ -53,12 +62,21 @@ class TokenTargets:
     kl_weight: Float[Tensor, " tokens"]
     teacher: TopKTargets | None
     reference: TopKTargets | None
-    reference_hidden: Float[Tensor, "tokens hidden"] | None
+    teacher_hidden: Float[Tensor, "tokens teacher_hidden"] | None
+    reference_hidden: Float[Tensor, "tokens reference_hidden"] | None
 
     def __getitem__(self, tokens: slice) -> TokenTargets:
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         parts.update({name: part[tokens] for name, part in parts.items() if part is not None})
         return TokenTargets(**parts)
+
+
+class DenseTerms(NamedTuple):
+    """What was computed over the whole vocabulary beforehand, None where there is no such term; without a graph."""
+
+    kd: Float[Tensor, " tokens"] | None
+    kl: Float[Tensor, " tokens"] | None
+    top1_agreement: Bool[Tensor, " tokens"] | None
 
 
 class TokenValues(NamedTuple):
@@ -98,9 +116,8 @@ class Entries(NamedTuple):
 
     def place(self, topk: TopKTargets, start: int) -> Float[Tensor, "tokens entries"]:
         """A teacher's log-probabilities on the entries, -inf where it says nothing; its ids are those from `start` on."""
-        log_probs = topk.log_probs.masked_fill(topk.ids < 0, -torch.inf)
-        empty = log_probs.new_full(self.ids.shape, -torch.inf)
-        return empty.scatter_reduce(1, self.slot[:, start : start + topk.ids.shape[1]], log_probs, "amax")
+        empty = topk.log_probs.new_full(self.ids.shape, -torch.inf)
+        return empty.scatter_reduce(1, self.slot[:, start : start + topk.ids.shape[1]], topk.log_probs, "amax")
 
 
 def _first_occurrence(ids: Int[Tensor, "tokens entries"]) -> Int[Tensor, "tokens entries"]:
@@ -116,54 +133,46 @@ def _first_occurrence(ids: Int[Tensor, "tokens entries"]) -> Int[Tensor, "tokens
 def token_losses(
     z: Float[Tensor, "tokens entries"],
     rest: RowStatistics,
+    padding: RowStatistics | None,
     entries: Entries,
     targets: TokenTargets,
     settings: LossSettings,
-    reference_kl: Float[Tensor, " tokens"] | None,
+    dense: DenseTerms,
 ) -> TokenValues:
-    """The loss as a function of the named logits `z` and the log-sum-exps of the rest of each row."""
-    log_probs, log_rest = _log_softmax(z, rest.log_sum_exp)
+    """The loss as a function of the named logits `z` and the log-sum-exps of the rest of each row.
+
+    `padding` is the part of the rest that is none of the shared ids; the distillation loss does without it.
+    """
+    whole = rest if padding is None or settings.shared_ids is None else rest.joined(padding, settings.shared_ids)
+    log_probs, log_rest = _log_softmax(z, whole.log_sum_exp)
     nll = -log_probs[:, 0]  # the label is always the first entry
     with torch.no_grad():
         log_z = z[:, 0] + nll
-        entropy = log_z - ((log_probs.exp() * z).sum(-1) + log_rest.exp() * rest.mean)
-        top1 = _top1(z, rest, entries)
+        entropy = log_z - ((log_probs.exp() * z).sum(-1) + log_rest.exp() * whole.mean)
+        top1 = _top1(z, whole, entries)
         zero = torch.zeros_like(nll)
     loss = targets.sft_weight * nll
 
     kd = teacher_mass = student_mass = zero
     agrees = torch.zeros_like(top1, dtype=torch.bool)
     if targets.teacher is not None:
-        temperature = settings.temperature
-        if temperature != 1.0:
-            # What is empty (a missing entry, a rest where every token is named) is so at any temperature.
-            z_t = torch.where(entries.is_unique, z / temperature, LOG_ZERO)
-            rest_t = torch.where(rest.max > LOG_ZERO / 2, rest.log_sum_exp_t, LOG_ZERO)
-            log_probs_t, log_rest_t = _log_softmax(z_t, rest_t)
-        else:
-            log_probs_t, log_rest_t = log_probs, log_rest
+        log_probs_t, log_rest_t = log_probs, log_rest
+        if settings.temperature != 1.0 or padding is not None:
+            log_probs_t, log_rest_t = _shared_log_softmax(z, rest, entries, settings)
         teacher = entries.place(targets.teacher, start=1)
-        if callable(settings.divergence):
-            has_target = (teacher > -torch.inf).any(-1)
-            kd = torch.where(has_target, settings.divergence(log_probs_t, teacher, log_rest_t), 0.0)
-        else:
-            kd = topk_divergence(
-                log_probs_t,
-                teacher,
-                divergence=settings.divergence,
-                beta=settings.beta,
-                support=settings.support,
-                student_log_tail=log_rest_t,
-            )
-        if settings.scale_by_t2:
-            kd = kd * temperature**2
+        kd = _topk_kd(log_probs_t, teacher, log_rest_t, targets.teacher.log_tail, settings)
         loss = loss + targets.kd_weight * kd
         with torch.no_grad():
             teacher_mass = teacher.exp().sum(-1).to(z.dtype)
             student_mass = torch.where(teacher > -torch.inf, log_probs_t.exp(), 0).sum(-1)
             agrees = (top1 == entries.ids.gather(1, teacher.argmax(-1, keepdim=True))[:, 0]) & (teacher_mass > 0)
+    elif dense.kd is not None:
+        kd, teacher_mass, student_mass = dense.kd, torch.ones_like(zero), torch.ones_like(zero)
+        loss = loss + targets.kd_weight * kd
+    if dense.top1_agreement is not None:
+        agrees = dense.top1_agreement
 
-    kl = zero if reference_kl is None else reference_kl
+    kl = zero if dense.kl is None else dense.kl
     if targets.reference is not None:
         start = 1 if targets.teacher is None else 1 + targets.teacher.ids.shape[1]
         kl = topk_divergence(
@@ -171,9 +180,48 @@ def token_losses(
             entries.place(targets.reference, start),
             divergence="forward_kl" if settings.kl_direction == "forward" else "reverse_kl",
             student_log_tail=log_rest,
+            teacher_log_tail=targets.reference.log_tail,
         )
     loss = loss + targets.kl_weight * kl
     return TokenValues(loss, nll, kd, kl, entropy, top1 == targets.labels, teacher_mass, student_mass, agrees)
+
+
+def _topk_kd(
+    student: Float[Tensor, "tokens entries"],
+    teacher: Float[Tensor, "tokens entries"],
+    student_log_tail: Float[Tensor, " tokens"],
+    teacher_log_tail: Float[Tensor, " tokens"] | None,
+    settings: LossSettings,
+) -> Float[Tensor, " tokens"]:
+    """The divergence on the named entries, times T² if asked for."""
+    if callable(settings.divergence):
+        kd = settings.divergence(student, teacher, student_log_tail)
+        kd = torch.where((teacher > -torch.inf).any(-1), kd, 0.0)
+    else:
+        kd = topk_divergence(
+            student,
+            teacher,
+            divergence=settings.divergence,
+            beta=settings.beta,
+            support=settings.support,
+            student_log_tail=student_log_tail,
+            teacher_log_tail=teacher_log_tail,
+        )
+    return kd * settings.temperature**2 if settings.scale_by_t2 else kd
+
+
+def _shared_log_softmax(
+    z: Float[Tensor, "tokens entries"], rest: RowStatistics, entries: Entries, settings: LossSettings
+) -> tuple[Float[Tensor, "tokens entries"], Float[Tensor, " tokens"]]:
+    """As `_log_softmax`, at the temperature and over the shared ids only."""
+    present = entries.is_unique
+    if settings.shared_ids is not None:
+        present = present & (entries.ids < settings.shared_ids)
+    # What is empty (a missing entry, a rest where every token is named) is so at any temperature.
+    return _log_softmax(
+        torch.where(present, z / settings.temperature, LOG_ZERO),
+        torch.where(rest.max > LOG_ZERO / 2, rest.log_sum_exp_t, LOG_ZERO),
+    )
 
 
 def _log_softmax(

@@ -37,6 +37,7 @@ class TopKTargets:
             there is none. A row of -1 is a token without a target.
         log_probs: `(tokens, k)`, their log-probabilities in nats over the *whole* vocabulary, at the temperature of the
             loss. What they leave of the mass, `1 - sum(exp(log_probs))`, is the tail. Ignored where the id is -1.
+        log_tail: `(tokens,)`, the logarithm of that tail, from whom knows it better than the difference does.
 
     Raises:
         ValueError: if the two are not matrices of one shape, of integers and of floats.
@@ -44,6 +45,7 @@ class TopKTargets:
 
     ids: Int[Tensor, "tokens k"]
     log_probs: Float[Tensor, "tokens k"]
+    log_tail: Float[Tensor, " tokens"] | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.log_probs.shape:
@@ -59,7 +61,18 @@ class TopKTargets:
 
     def __getitem__(self, tokens: slice | Int[Tensor, " n"]) -> TopKTargets:
         """The targets of some tokens only."""
-        return TopKTargets(self.ids[tokens], self.log_probs[tokens])
+        return TopKTargets(
+            self.ids[tokens], self.log_probs[tokens], None if self.log_tail is None else self.log_tail[tokens]
+        )
+
+    def truncated(self, top_p: float) -> TopKTargets:
+        """Log-probabilities in float32 (or 64), ids without mass or beyond `top_p` marked as missing; see `truncate_to_top_p`."""
+        given = self.log_probs.to(accumulator(self.log_probs.dtype)).masked_fill(self.ids < 0, -torch.inf)
+        kept = truncate_to_top_p(given, top_p)
+        tail = self.log_tail
+        if tail is not None and top_p < 1.0:
+            tail = torch.cat([tail[:, None], given.masked_fill(kept > -torch.inf, -torch.inf)], -1).logsumexp(-1)
+        return TopKTargets(self.ids.masked_fill(kept == -torch.inf, -1), kept, tail)
 
 
 def truncate_to_top_p(log_probs: Float[Tensor, "tokens k"], top_p: float) -> Float[Tensor, "tokens k"]:
@@ -83,6 +96,7 @@ def topk_divergence(
     support: Support = "tail",
     top_p: float = 1.0,
     student_log_tail: Float[Tensor, " tokens"] | None = None,
+    teacher_log_tail: Float[Tensor, " tokens"] | None = None,
 ) -> Float[Tensor, " tokens"]:
     """Divergence between teacher and student on the teacher's Top-K tokens, with or without a bucket for all others.
 
@@ -107,6 +121,7 @@ def topk_divergence(
         top_p: adaptive K, in (0, 1]: per token, only the fewest teacher tokens whose mass reaches it.
         student_log_tail: `(tokens,)`, the student's log-mass outside the k tokens. By default one minus their mass,
             which loses its digits once the student is sure of them; who can sum the rest itself should.
+        teacher_log_tail: `(tokens,)`, the same of the teacher.
 
     Returns:
         `(tokens,)`, in nats, ≥ 0; float32 (float64 for float64 input); not yet multiplied by T².
@@ -132,7 +147,13 @@ def topk_divergence(
     if support == "renormalized":
         student, teacher = student.masked_fill(~kept, LOG_ZERO).log_softmax(-1), teacher.log_softmax(-1)
     else:
-        student, teacher = _with_tail(student, teacher, kept, student_log_tail)
+        student_tail = _log_tail(student, kept, student_log_tail)
+        teacher_tail = _log_tail(teacher_log_probs.to(dtype), kept, teacher_log_tail)
+        if student_log_tail is not None:
+            # No token is left outside (K = V): what the teacher's K seem to lack of 1 is rounding.
+            teacher_tail = teacher_tail.masked_fill(student_tail < LOG_ZERO / 2, LOG_ZERO)
+        student = torch.cat([student.masked_fill(~kept, LOG_ZERO), student_tail], dim=-1)
+        teacher = torch.cat([teacher, teacher_tail], dim=-1)
     return torch.where(kept.any(-1), _divergence(student, teacher, divergence, beta), 0.0)
 
 
@@ -157,25 +178,14 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _with_tail(
-    student: Float[Tensor, "tokens k"],
-    teacher: Float[Tensor, "tokens k"],
-    kept: Bool[Tensor, "tokens k"],
-    student_log_tail: Float[Tensor, " tokens"] | None,
-) -> tuple[Float[Tensor, "tokens buckets"], Float[Tensor, "tokens buckets"]]:
-    """Both distributions on K + 1 buckets; tokens that are not kept leave their mass in the last."""
-    teacher_tail = _log_complement(teacher)
-    on_support = student.masked_fill(~kept, LOG_ZERO)
-    if student_log_tail is None:
-        student_tail = _log_complement(on_support)
-    else:
-        outside = torch.cat([student_log_tail.to(student).clamp_min(LOG_ZERO)[:, None], student], dim=-1)
-        dropped = torch.cat([torch.ones_like(kept[:, :1]), ~kept], dim=-1)
-        student_tail = outside.masked_fill(~dropped, LOG_ZERO).logsumexp(-1, keepdim=True)
-        # No token is left outside (K = V): what the teacher's K seem to lack of 1 is rounding.
-        teacher_tail = teacher_tail.masked_fill(student_tail < LOG_ZERO / 2, LOG_ZERO)
-        student_tail = student_tail.clamp_min(LOG_ZERO)
-    return torch.cat([on_support, student_tail], dim=-1), torch.cat([teacher, teacher_tail], dim=-1)
+def _log_tail(
+    log_probs: Float[Tensor, "tokens k"], kept: Bool[Tensor, "tokens k"], outside: Float[Tensor, " tokens"] | None
+) -> Float[Tensor, "tokens 1"]:
+    """The mass of all tokens that are not kept: one minus the others, or `outside` plus that of the given ones."""
+    if outside is None:
+        return _log_complement(log_probs.masked_fill(~kept, LOG_ZERO))
+    parts = torch.cat([outside.to(log_probs)[:, None], log_probs.masked_fill(kept, LOG_ZERO)], dim=-1)
+    return parts.clamp_min(LOG_ZERO).logsumexp(-1, keepdim=True)
 
 
 def _log_complement(log_probs: Float[Tensor, "tokens k"]) -> Float[Tensor, "tokens 1"]:

@@ -8,12 +8,13 @@ together, which is what cross-entropy alone needs. See `docs/concepts/loss.md`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses._head import FusedHead, LinearReference
+from trl_reasoning_distill.losses._head import FusedHead
+from trl_reasoning_distill.losses._models import Head, LinearModel, LinearReference, LinearTeacher
 from trl_reasoning_distill.losses._tokens import LossSettings, TokenTargets, TokenValues
 from trl_reasoning_distill.losses.divergence import (
     Divergence,
@@ -22,13 +23,12 @@ from trl_reasoning_distill.losses.divergence import (
     TopKTargets,
     accumulator,
     check_divergence,
-    truncate_to_top_p,
 )
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-__all__ = ["FusedLoss", "LinearReference", "fused_linear_distillation_loss"]
+__all__ = ["FusedLoss", "LinearReference", "LinearTeacher", "fused_linear_distillation_loss"]
 
 KLDirection = Literal["reverse", "forward"]
 IGNORED_LABEL = -100
@@ -69,7 +69,7 @@ def fused_linear_distillation_loss(
     labels: Int[Tensor, " tokens"],
     *,
     bias: Float[Tensor, " vocab"] | None = None,
-    teacher: TopKTargets | None = None,
+    teacher: TopKTargets | LinearTeacher | None = None,
     reference: LinearReference | TopKTargets | None = None,
     sft_weight: float | Float[Tensor, " tokens"] = 1.0,
     kd_weight: float | Float[Tensor, " tokens"] = 0.0,
@@ -101,7 +101,8 @@ def fused_linear_distillation_loss(
         weight: `(vocab, hidden)`, the head; whole, not sharded.
         labels: `(tokens,)`, -100 where unsupervised.
         bias: `(vocab,)`.
-        teacher: Top-K targets per token, at `temperature`. Tokens without any id carry no distillation loss.
+        teacher: Top-K targets per token, at `temperature`; tokens without any id carry no distillation loss. Or a live
+            teacher, whose logits are made a chunk at a time: its Top-K, or its whole vocabulary.
         reference: the reference policy: hidden states and head for the KL over the whole vocabulary, or its Top-K
             log-probabilities (at temperature 1) for the KL with a tail bucket.
         sft_weight: weight of the negative log-likelihood, one number or one per token. Callers fold in the division by
@@ -110,10 +111,10 @@ def fused_linear_distillation_loss(
         kl_weight: weight of the KL to the reference.
         temperature: 0 < T ≤ 100, of the distillation loss only.
         divergence: see `topk_divergence`; so are `beta`, `support` and `top_p`. Or a `DivergenceFunction`, which is
-            differentiated by autograd.
+            differentiated by autograd (not over the whole vocabulary of a live teacher).
         beta: interpolation of `"jsd"`.
         support: `"tail"` or `"renormalized"`.
-        top_p: adaptive K.
+        top_p: adaptive K, of the teacher's own Top-K only.
         scale_by_t2: multiply the distillation loss by T², value and gradient, so that its gradient does not fade with T.
         kl_direction: `"reverse"` is KL(student ‖ reference), `"forward"` KL(reference ‖ student).
         logit_scale: factor on the projection.
@@ -133,6 +134,8 @@ def fused_linear_distillation_loss(
     """
     check_divergence("forward_kl" if callable(divergence) else divergence, beta, support, top_p)
     _check_settings(temperature, kl_direction, logit_softcap, chunk_size)
+    if isinstance(teacher, LinearTeacher):
+        _check_live_teacher(teacher, len(weight), divergence, top_p)
     _check_shapes(hidden, weight, labels, bias, teacher, reference)
     weights = {"sft_weight": sft_weight, "kd_weight": kd_weight, "kl_weight": kl_weight}
     token_weights = {name: _per_token(name, value, hidden) for name, value in weights.items()}
@@ -140,29 +143,37 @@ def fused_linear_distillation_loss(
     mask = labels != IGNORED_LABEL
     index = mask.nonzero()[:, 0]
     hidden = _compute_dtype(hidden).index_select(0, index)
+    live = teacher if isinstance(teacher, LinearTeacher) else None
     linear = reference if isinstance(reference, LinearReference) else None
     targets = TokenTargets(
         labels=labels[index].long(),
-        teacher=None if teacher is None else _truncated(teacher[index], top_p),
-        reference=reference[index] if isinstance(reference, TopKTargets) else None,
-        reference_hidden=None if linear is None else linear.hidden.detach()[index],
+        teacher=teacher[index].truncated(top_p) if isinstance(teacher, TopKTargets) else None,
+        reference=reference[index].truncated(1.0) if isinstance(reference, TopKTargets) else None,
+        teacher_hidden=None if live is None else _compute_dtype(live.hidden.detach())[index],
+        reference_hidden=None if linear is None else _compute_dtype(linear.hidden.detach())[index],
         **{name: value[index] for name, value in token_weights.items()},
     )
-    _check_ids(targets, len(weight))
+    vocab = len(weight)
+    _check_ids(targets, vocab)
+    shared_ids = vocab if live is None else live.shared_ids(vocab)
     needs_head_grad = torch.is_grad_enabled() and weight.requires_grad
     settings = LossSettings(
         temperature=temperature,
         divergence=divergence,
         beta=beta,
         support=support,
+        top_p=top_p,
         scale_by_t2=scale_by_t2,
         kl_direction=kl_direction,
-        logit_scale=logit_scale,
-        logit_softcap=logit_softcap,
         chunk_size=chunk_size or default_chunk_size(hidden, needs_head_grad),
         needs_grad=torch.is_grad_enabled(),
+        reference_head=_cut_head(linear, targets.reference_hidden, vocab),
+        teacher_head=_cut_head(live, targets.teacher_hidden, shared_ids),
+        top_k=None if live is None else live.top_k,
+        on="teacher" if live is None else live.on,
+        shared_ids=None if live is None or live.top_k is None else shared_ids,
     )
-    loss, *values = FusedHead.apply(hidden, weight, bias, targets, settings, linear)
+    loss, *values = FusedHead.apply(hidden, weight, bias, logit_scale, logit_softcap, targets, settings)
     values = (value.new_zeros(mask.shape).index_put_((index,), value) for value in values)
     return FusedLoss(loss=loss, mask=mask, **dict(zip(TokenValues._fields[1:], values, strict=True)))
 
@@ -187,11 +198,8 @@ def _compute_dtype(hidden: Tensor) -> Tensor:
     return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
-def _truncated(teacher: TopKTargets, top_p: float) -> TopKTargets:
-    """The targets with their log-probabilities in float32 (or 64) and the ids beyond `top_p` marked as missing."""
-    log_probs = teacher.log_probs.to(accumulator(teacher.log_probs.dtype))
-    log_probs = truncate_to_top_p(log_probs.masked_fill(teacher.ids < 0, -torch.inf), top_p)
-    return TopKTargets(teacher.ids.masked_fill(log_probs == -torch.inf, -1), log_probs)
+def _cut_head(model: LinearModel | None, hidden: Tensor | None, vocab: int) -> Head | None:
+    return None if model is None or hidden is None else model.head.first(vocab, hidden.dtype)
 
 
 def _per_token(name: str, value: float | Tensor, hidden: Tensor) -> Float[Tensor, " tokens"]:
@@ -211,38 +219,64 @@ def _check_settings(temperature: float, kl_direction: str, logit_softcap: float 
         raise ValueError(f"`chunk_size` must be at least 1, or None to have it chosen, but is {chunk_size}.")
 
 
+def _check_live_teacher(teacher: LinearTeacher, vocab: int, divergence: Any, top_p: float) -> None:
+    shared = teacher.shared_ids(vocab)
+    if not 1 <= shared <= min(vocab, len(teacher.weight)):
+        raise ValueError(
+            f"`teacher.vocab_size` is {shared}, but the teacher's head knows {len(teacher.weight)} tokens and the "
+            f"student's {vocab}: it must be between 1 and the smaller of the two."
+        )
+    if teacher.top_k is not None and teacher.top_k < 1:
+        raise ValueError(
+            f"`teacher.top_k` must be at least 1, or None for the whole vocabulary, but is {teacher.top_k}."
+        )
+    if teacher.on not in ("teacher", "student"):
+        raise ValueError(f"`teacher.on` must be 'teacher' or 'student', but is {teacher.on!r}.")
+    if teacher.top_k is None and callable(divergence):
+        raise ValueError("A `divergence` of one's own needs a support: set `teacher.top_k`.")
+    if top_p < 1.0 and (teacher.top_k is None or teacher.on == "student"):
+        raise ValueError(
+            f"`top_p={top_p}` keeps the most likely of the teacher's Top-K tokens, so it needs `teacher.top_k` and "
+            "`teacher.on='teacher'`."
+        )
+
+
 def _check_shapes(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
     bias: Tensor | None,
-    teacher: TopKTargets | None,
+    teacher: TopKTargets | LinearTeacher | None,
     reference: LinearReference | TopKTargets | None,
 ) -> None:
-    if hasattr(weight, "full_tensor"):
-        raise ValueError("`weight` is a sharded DTensor; pass `weight.full_tensor()`.")
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            "`hidden` and `weight` must be (tokens, hidden) and (vocab, hidden), but have the shapes "
-            f"{tuple(hidden.shape)} and {tuple(weight.shape)}."
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"`bias` must be of shape ({len(weight)},), but has shape {tuple(bias.shape)}.")
+    _check_head("", hidden, weight, bias)
     per_token = {"labels": labels}
-    if teacher is not None:
-        per_token["teacher.ids"] = teacher.ids
-    if isinstance(reference, TopKTargets):
-        per_token["reference.ids"] = reference.ids
-    elif reference is not None:
-        per_token["reference.hidden"] = reference.hidden
-        if len(reference.weight) < len(weight):
-            raise ValueError(
-                f"The reference's head knows {len(reference.weight)} tokens and the student's {len(weight)}: a "
-                "full-vocabulary KL needs at least as many. Pass the reference as `TopKTargets` instead."
-            )
+    for name, part in (("teacher", teacher), ("reference", reference)):
+        if isinstance(part, TopKTargets):
+            per_token[f"{name}.ids"] = part.ids
+        elif part is not None:
+            _check_head(f"{name}.", part.hidden, part.weight, part.bias)
+            per_token[f"{name}.hidden"] = part.hidden
+    if isinstance(reference, LinearReference) and len(reference.weight) < len(weight):
+        raise ValueError(
+            f"The reference's head knows {len(reference.weight)} tokens and the student's {len(weight)}: a "
+            "full-vocabulary KL needs at least as many. Pass the reference as `TopKTargets` instead."
+        )
     for name, tensor in per_token.items():
         if len(tensor) != len(hidden):
             raise ValueError(f"`{name}` has {len(tensor)} tokens, but `hidden` has {len(hidden)}.")
+
+
+def _check_head(owner: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if hasattr(weight, "full_tensor"):
+        raise ValueError(f"`{owner}weight` is a sharded DTensor; pass `{owner}weight.full_tensor()`.")
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"`{owner}hidden` and `{owner}weight` must be (tokens, hidden) and (vocab, hidden), but have the shapes "
+            f"{tuple(hidden.shape)} and {tuple(weight.shape)}."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"`{owner}bias` must be of shape ({len(weight)},), but has shape {tuple(bias.shape)}.")
 
 
 def _check_ids(targets: TokenTargets, vocab: int) -> None:

@@ -1,7 +1,6 @@
 """From hidden states to Top-M log-probabilities and log-sum-exp, tile by tile: tokens × vocabulary is never built.
 
-Log-sum-exp and Top-M cost more than the matmul if done naively. Both read a tile of logits once or twice while it is warm, and
-Top-M is exact in two stages: the M blocks of 64 ids with the largest maxima hold the M largest logits.
+Log-sum-exp and Top-M cost more than the matmul if done naively. Both read a tile of logits once or twice while it is warm.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trl_reasoning_distill.losses.topk import exact_top_k
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 
-_BLOCK = 64
 _TILE_BYTES_CPU, _TILE_BYTES_GPU = 1 << 25, 1 << 30
 
 
@@ -100,33 +99,3 @@ class LanguageModelHead:
             lse.cpu().numpy(),
             tuple(temperatures),
         )
-
-
-def exact_top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, largest first, without sorting the row.
-
-    The k blocks with the largest maxima hold the k largest values: a value outside of them is no larger than k maxima.
-
-    Args:
-        logits: `(n, V)`.
-        k: How many, at most V.
-
-    Returns:
-        Values and indices, `(n, k)`.
-    """
-    rows, width = logits.shape
-    blocks = width // _BLOCK
-    if blocks <= 2 * k:
-        return logits.topk(k, dim=-1)
-    blocked = logits[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK))
-    best = blocked.amax(dim=-1).topk(k, dim=-1, sorted=False).indices
-    inside = torch.arange(_BLOCK, device=logits.device)
-    candidates = torch.cat(
-        [
-            (best[:, :, None] * _BLOCK + inside).flatten(1),
-            torch.arange(blocks * _BLOCK, width, device=logits.device).expand(rows, -1),
-        ],
-        dim=1,
-    )
-    values, places = logits.gather(1, candidates).topk(k, dim=-1)
-    return values, candidates.gather(1, places)

@@ -1,0 +1,96 @@
+"""A second model's tile of logits beside the student's: its Top-K, or a divergence over the whole vocabulary.
+
+Torch on every device: the tile is read in blocks of rows (see `_rows.blocks`), float32 whatever the tile is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trl_reasoning_distill.losses._rows import blocks
+from trl_reasoning_distill.losses.divergence import LOG_ZERO, Divergence, TopKTargets, accumulator
+from trl_reasoning_distill.losses.topk import exact_top_k
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+
+def top_k_targets(
+    teacher: Float[Tensor, "tokens vocab"],
+    student: Float[Tensor, "tokens vocab"],
+    top_k: int,
+    on: str,
+    temperature: float,
+) -> tuple[TopKTargets, Bool[Tensor, " tokens"]]:
+    """The teacher on its own Top-K or on the student's, with its exact tail; and whether the two agree on the first."""
+    dtype, tokens = accumulator(teacher.dtype), len(teacher)
+    ids = torch.empty(tokens, min(top_k, teacher.shape[1]), dtype=torch.long, device=teacher.device)
+    log_probs = torch.empty(ids.shape, dtype=dtype, device=teacher.device)
+    log_tail = log_probs.new_empty(tokens)
+    agrees = torch.empty(tokens, dtype=torch.bool, device=teacher.device)
+    for rows, z, buffer in blocks(teacher, dtype):
+        other = buffer.copy_(student[rows])
+        chooser, judge = (z, other) if on == "teacher" else (other, z)
+        ids[rows] = exact_top_k(chooser, ids.shape[1])[1]
+        # Not `argmax` of both: finding the position of a maximum is slow on the CPU, and one position is known.
+        agrees[rows] = judge.gather(1, ids[rows, :1])[:, 0] == judge.amax(-1)
+        named = z.gather(1, ids[rows])
+        top = named[:, :1] if on == "teacher" else z.amax(-1, keepdim=True)
+        rest = torch.sub(z, top, out=buffer).div_(temperature).exp_().scatter_(1, ids[rows], 0.0).sum(-1, keepdim=True)
+        logits = torch.cat([(named - top) / temperature, rest.log().clamp_min_(LOG_ZERO)], -1).log_softmax(-1)
+        log_probs[rows], log_tail[rows] = logits[:, :-1], logits[:, -1]
+    return TopKTargets(ids, log_probs, log_tail), agrees
+
+
+def dense_divergence_(
+    tile: Float[Tensor, "tokens vocab"],
+    student: Float[Tensor, "tokens vocab"],
+    weight: Float[Tensor, " tokens"],
+    divergence: Divergence,
+    beta: float,
+    temperature: float,
+    logit_scale: float,
+    logit_softcap: float | None,
+) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
+    """Divergence between another model and the student over the vocabulary, and whether their first tokens agree.
+
+    `tile`, the other's logits, becomes the gradient of `weight * divergence` with respect to the student's projection,
+    whose scale and soft-cap have made `student`. With p the other's probabilities and q the student's (at the
+    temperature T), m = βp + (1 − β)q and d/dz of the student's logits:
+
+        KL(p ‖ q): (q − p) / T        KL(q ‖ p): q · (log q/p − KL) / T        JSD: (1 − β) q · (log q/m − KL(q ‖ m)) / T
+    """
+    if divergence == "jsd" and beta in (0.0, 1.0):
+        divergence = "reverse_kl" if beta else "forward_kl"
+    values = torch.empty(len(tile), dtype=accumulator(student.dtype), device=tile.device)
+    agrees = torch.empty(len(tile), dtype=torch.bool, device=tile.device)
+    weight = weight[:, None] * (logit_scale / temperature)
+    for rows, z, buffer in blocks(student, values.dtype):
+        slope = None if logit_softcap is None else 1 - (z / logit_softcap).square_()
+        first = z.argmax(-1, keepdim=True)
+        log_q = z.div_(temperature).log_softmax(-1)
+        log_p = buffer.copy_(tile[rows]).div_(temperature).log_softmax(-1).clamp_min_(LOG_ZERO)
+        agrees[rows] = log_p.gather(1, first)[:, 0] == log_p.amax(-1)
+        q, p = torch.exp(log_q, out=z), torch.exp(log_p, out=buffer)
+        if divergence == "forward_kl":
+            values[rows] = torch.linalg.vecdot(p, log_p.sub_(log_q))
+            gradient = q.sub_(p)
+        else:
+            excess = log_q
+            if divergence == "jsd":
+                log_m = torch.lerp(q, p, beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()
+                values[rows] = beta * torch.linalg.vecdot(p, log_p.sub_(log_m))
+                excess = log_q.sub_(log_m)
+            else:
+                values[rows] = 0.0
+                excess = log_q.sub_(log_p)
+            share = 1 - beta if divergence == "jsd" else 1.0
+            kl = torch.linalg.vecdot(q, excess)
+            values[rows] += share * kl
+            gradient = q.mul_(excess.sub_(kl[:, None])).mul_(share)
+        gradient.mul_(weight[rows])
+        tile[rows] = gradient if slope is None else gradient.mul_(slope)
+    return values.clamp_min_(0), agrees
