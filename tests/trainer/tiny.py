@@ -25,14 +25,15 @@ CHAT_TEMPLATE = (
 TEMPERATURES = (1.0, 2.0)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: any text, 256 bytes and five special tokens."""
+def make_tokenizer(*, think_tokens: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: any text, 256 bytes, three special tokens and, unless told not to, the think tags."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    backend.add_tokens(["<think>", "</think>"])
+    if think_tokens:
+        backend.add_tokens(["<think>", "</think>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<|endoftext|>", eos_token="<|im_end|>", chat_template=CHAT_TEMPLATE
     )

@@ -1,11 +1,26 @@
-"""Callbacks: what the trainers count across a kill."""
+"""Callbacks: what is shown when training starts, and what is counted across a kill."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+
+
+class ShowText(TrainerCallback):
+    """Prints a text on the main process when training starts."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Print it."""
+        if state.is_world_process_zero:
+            tqdm.write(self.text)  # does not break a progress bar in two
 
 
 class TokenCount(TrainerCallback, ExportableState):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import IntervalStrategy
 from trl import SFTConfig
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
@@ -36,10 +37,18 @@ class ReasoningSFTConfig(SFTConfig):
         kl_target: Adapt the coefficient, from `kl_coef` on, so that the KL stays near this many nats per token; `None` keeps it.
         reference_logits: Path of a Top-K store captured from the student before training. It takes the place of a second model, and of the
             forward with the adapter off; the KL is then the one on its K + 1 buckets.
+        add_think_tokens: Make each tag of `reasoning_format` one token of the vocabulary, where it is not yet. The student is then written
+            once, with rows for them, to `base_model/` below `output_dir`, and trained from there; an adapter trains these rows too.
+        early_stopping_patience: Stop when `metric_for_best_model` has not improved at so many evaluations in a row; `None` never does.
+        chat_template_kwargs: Variables for the chat template of every row, such as `{"enable_thinking": True}`; a row's own column of
+            this name wins.
+        preview_examples: How many training examples are shown, with their supervised tokens marked, when training starts.
 
     Raises:
         ValueError: If a field holds a value that it cannot, or `label_smoothing_factor` is set.
     """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]  # noqa: RUF012  # what may come as JSON text
 
     reasoning_format: str = field(
         default="think",
@@ -77,6 +86,20 @@ class ReasoningSFTConfig(SFTConfig):
         default=None,
         metadata={"help": "Top-K store captured from the student before training: the reference without a model."},
     )
+    add_think_tokens: bool = field(
+        default=False, metadata={"help": "Make each tag of reasoning_format one token, with trained rows of its own."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations in a row without a better metric_for_best_model."},
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Variables for the chat template of every row, such as {"enable_thinking": true}.'},
+    )
+    preview_examples: int = field(
+        default=3, metadata={"help": "Training examples shown, supervised tokens marked, when training starts."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,10 +110,24 @@ class ReasoningSFTConfig(SFTConfig):
             _check_number(name, getattr(self, name), minimum=0.0)
         _check_bool("use_kl_regularization", self.use_kl_regularization)
         self._check_reference()
+        _check_bool("add_think_tokens", self.add_think_tokens)
+        _check_number("preview_examples", self.preview_examples, minimum=0, kind=int)
+        self._check_early_stopping()
         if self.label_smoothing_factor:
             raise ValueError(
                 f"`label_smoothing_factor={self.label_smoothing_factor}`: must be 0. Smoothing mixes the labels with a uniform distribution "
                 "over the whole vocabulary, which the fused head never builds; Top-K targets from a teacher are the better soft labels."
+            )
+
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping_patience is None:
+            return
+        _check_number("early_stopping_patience", self.early_stopping_patience, minimum=1, kind=int)
+        if self.eval_strategy == "no" or not self.metric_for_best_model:
+            raise ValueError(
+                f"`early_stopping_patience={self.early_stopping_patience}` with eval_strategy={IntervalStrategy(self.eval_strategy).value!r} and "
+                f"metric_for_best_model={self.metric_for_best_model!r}: it needs evaluations and what they are to improve. Set eval_strategy, "
+                "and load_best_model_at_end or metric_for_best_model ('loss', 'math_accuracy')."
             )
 
     def _check_reference(self) -> None:

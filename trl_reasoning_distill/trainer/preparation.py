@@ -61,6 +61,7 @@ class RowTokenizer:
         text_field: The column that holds plain text.
         formatting_func: Turns a row into that text first.
         segment_weights: Weight of each token of the reasoning and after it, or `None` for no such column.
+        chat_template_kwargs: Variables for the chat template; a row's own win.
     """
 
     tokenizer: Any
@@ -71,6 +72,7 @@ class RowTokenizer:
     text_field: str
     formatting_func: Callable[[dict[str, Any]], str] | None
     segment_weights: tuple[float, float] | None
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row's `input_ids`, `labels`, `row_hash`, `has_reasoning`, `is_damaged` and, if asked for, `loss_weight`."""
@@ -79,9 +81,8 @@ class RowTokenizer:
             tokens = _labelled(row, self.completion_only)
         else:
             example = self._example(row)
-            options = {} if self.chat_template is None else {"chat_template": self.chat_template}
             tokens = tokenize_example(
-                self.tokenizer, example, assistant_only=self.assistant_only, chat_template_kwargs=options
+                self.tokenizer, example, assistant_only=self.assistant_only, chat_template_kwargs=self._template_options
             )
             if "prompt" in example:
                 completion = example["completion"]
@@ -106,6 +107,25 @@ class RowTokenizer:
                 think_weight if index < split else answer_weight for index in range(len(tokens.input_ids))
             ]
         return prepared
+
+    def closes_thought(self, row: dict[str, Any]) -> bool:
+        """Whether the template ends the generation prompt of a row with a closed thought, though the row's completion thinks.
+
+        The student would be trained to think and then be asked not to.
+        """
+        example = {} if "input_ids" in row else self._example(row)
+        prompt, completion = example.get("prompt"), example.get("completion")
+        if not (self.format.close_tag and isinstance(prompt, list) and isinstance(completion, list)):
+            return False
+        options = {**self._template_options, **(row.get("chat_template_kwargs") or {})}
+        text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
+        thinks = bool(self.format.parse(str(completion[-1]["content"])).reasoning)
+        return thinks and text.rstrip().endswith(self.format.close_tag)
+
+    @property
+    def _template_options(self) -> dict[str, Any]:
+        template = {} if self.chat_template is None else {"chat_template": self.chat_template}
+        return {**self.chat_template_kwargs, **template}
 
     def _example(self, row: dict[str, Any]) -> Mapping[str, Any]:
         """The row in one of the shapes that `tokenize_example` knows."""
@@ -138,7 +158,13 @@ class RowTokenizer:
 
 
 def select_rows(
-    rows: Dataset, *, max_length: int | None, overlong: str, columns: Sequence[str], **map_kwargs: Any
+    rows: Dataset,
+    *,
+    max_length: int | None,
+    overlong: str,
+    columns: Sequence[str],
+    whole_columns: Sequence[str] = (),
+    **map_kwargs: Any,
 ) -> tuple[Dataset, PreparationReport]:
     """Drop or cut rows that are too long and drop those with nothing to learn from; cut every per-token column alike.
 
@@ -147,10 +173,11 @@ def select_rows(
         max_length: Longest row allowed; `None` for any.
         overlong: `"drop"` or `"truncate"`.
         columns: Names of the per-token columns, `input_ids` and `labels` included.
+        whole_columns: Further columns to keep as they are, where there are such.
         map_kwargs: For `Dataset.map`.
 
     Returns:
-        The rows with `columns` only, and what became of them.
+        The rows with these columns only, and what became of them.
 
     Raises:
         ValueError: If no row is left, with the reasons.
@@ -175,9 +202,10 @@ def select_rows(
             f"None of {found:,} rows can be trained on: {report.overlong:,} are longer than max_length={max_length} (the longest has {longest:,} "
             f"tokens), {report.unsupervised:,} have no supervised token. Raise max_length, or look at the rows' completions."
         )
-    rows = rows.select(keep).select_columns(list(columns))
+    whole = [name for name in whole_columns if name in rows.column_names]
+    rows = rows.select(keep).select_columns([*columns, *whole])
     if report.truncated:
-        rows = rows.map(_truncate, fn_kwargs={"max_length": max_length}, **map_kwargs)
+        rows = rows.map(_truncate, fn_kwargs={"max_length": max_length, "columns": list(columns)}, **map_kwargs)
     return rows, report
 
 
@@ -192,8 +220,8 @@ def _measure(row: Mapping[str, Any], max_length: int | None) -> dict[str, int]:
     return {"length": len(row["labels"]), "supervised": sum(label != IGNORE_INDEX for label in labels[1:])}
 
 
-def _truncate(row: Mapping[str, Any], max_length: int) -> dict[str, Any]:
-    return {name: values[:max_length] for name, values in row.items()}
+def _truncate(row: Mapping[str, Any], max_length: int, columns: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name][:max_length] for name in columns}
 
 
 def _labelled(row: Mapping[str, Any], completion_only: bool) -> TokenizedExample:

@@ -17,12 +17,13 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from transformers import EarlyStoppingCallback
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.callbacks import TokenCount
+from trl_reasoning_distill.trainer.callbacks import ShowText, TokenCount
 from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 from trl_reasoning_distill.trainer.head import add_head_loss
@@ -35,8 +36,11 @@ from trl_reasoning_distill.trainer.preparation import (
     pack_rows,
     select_rows,
 )
+from trl_reasoning_distill.trainer.preview import describe_examples
 from trl_reasoning_distill.trainer.reference import Reference, make_reference
+from trl_reasoning_distill.trainer.student import prepare_student
 from trl_reasoning_distill.trainer.targets import StoredTargets
+from trl_reasoning_distill.trainer.templates import advise
 from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, LanguageHead, main_process_first
 
 logger = logging.getLogger(__name__)
@@ -78,6 +82,7 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
         reference: The model that the KL term holds on to; `None` without the term, or where its reference is a store.
         targets: Stores whose distributions the loss reads.
         kl_controller: Holds the KL near `kl_target`; `None` without one.
+        preview: Some training examples as text, supervised tokens marked; printed when training starts.
 
     Raises:
         ValueError: If an argument cannot be honoured, if no row can be trained on, or if the chat template damages the reasoning.
@@ -109,10 +114,25 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
         self.targets = self.open_targets(args)
         read = [column for targets in self.targets for column in (targets.ids, targets.log_probs)]
         self.loss_columns = (*self.row_columns(args), *read)
-        super().__init__(model, args, **kwargs)
+        self.preview = ""
+        student = prepare_student(
+            model,
+            args,
+            tags=(self.format.open_tag, self.format.close_tag)
+            if args.add_think_tokens and self.format.open_tag
+            else (),
+            processing_class=kwargs.pop("processing_class", None),
+            peft_config=kwargs.pop("peft_config", None),
+            train_dataset=kwargs.get("train_dataset"),
+        )
+        super().__init__(**{**vars(student), "args": args, **kwargs})
         self._refuse_what_columns_cannot_follow()
         self.token_count = TokenCount()
         self.add_callback(self.token_count)
+        if self.preview:
+            self.add_callback(ShowText(self.preview))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.data_collator = self.make_collator(self.data_collator)
         if args.use_kl_regularization and args.reference_logits is None:
             self.reference = make_reference(self.model, self.accelerator)
@@ -153,7 +173,8 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
     def make_collator(self, base: Any) -> Any:
         """The collator for these rows, around TRL's."""
         columns = self.row_columns(self.args)
-        vocab_size = self.model.get_input_embeddings().num_embeddings
+        embedding = self.model.get_input_embeddings()  # under an adapter that trains some of its rows, a wrapper of it
+        vocab_size = getattr(embedding, "original_module", embedding).num_embeddings
         return TokenColumnsCollator(base, columns, self.targets, vocab_size) if columns else base
 
     def add_row_columns(self, rows: Dataset, name: str, **map_kwargs: Any) -> Dataset:
@@ -187,11 +208,18 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
             text_field=args.dataset_text_field,
             formatting_func=formatting_func,
             segment_weights=(args.think_weight, args.answer_weight) if args.has_segment_weights else None,
+            chat_template_kwargs=args.chat_template_kwargs or {},
         )
         map_kwargs = {"num_proc": args.dataset_num_proc}
         # The strategies that cut rows themselves are asked for by name; they are not for whole chains of thought
         cuts_rows = packing and args.packing_strategy != "bfd"
         columns = [*TOKEN_COLUMNS, *self.row_columns(args)]
+        if len(dataset) and tokenize.closes_thought(dataset[0]):
+            raise ValueError(
+                f"The chat template ends its generation prompt with a closed {self.format.open_tag}…{self.format.close_tag}, but the completions of "
+                f"the {name} dataset think: the student would be asked not to do what it learns. Set chat_template_kwargs to "
+                '{"enable_thinking": true} where the template reads that, or give another template with chat_template_path.'
+            )
         with main_process_first():
             rows = dataset.map(tokenize, desc=f"Tokenizing the {name} dataset", **map_kwargs)
             self._refuse_damage(rows, name)
@@ -203,6 +231,9 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
                 columns=columns,
                 **map_kwargs,
             )
+            if name == "train" and args.preview_examples:
+                first = rows.select(range(min(args.preview_examples, len(rows))))
+                self.preview = describe_examples(first, self.tokenizer, self.format)
             if args.shuffle_dataset:
                 rows = rows.shuffle(seed=args.seed)
             if packing:
@@ -224,7 +255,7 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
         raise ValueError(
             f"The chat template drops or doubles the reasoning of {len(damaged):,} of {len(rows):,} rows of the {name} dataset: their "
             f"completions are well formed ({self.format.name!r}), their tokens are not. Row {damaged[0]} ends in "
-            f"{self.tokenizer.decode(row['input_ids'])[-200:]!r}. Give a template that keeps what the assistant wrote with chat_template_path, or, "
+            f"{self.tokenizer.decode(row['input_ids'])[-200:]!r}. {advise(self.chat_template or self.tokenizer.chat_template)} Or, "
             "if the template opens the reasoning itself, leave the open tag out of the completions."
         )
 
