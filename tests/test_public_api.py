@@ -17,6 +17,8 @@ PUBLIC = {
     "ReasoningSFTTrainer",
     "TopKDistillConfig",
     "TopKDistillTrainer",
+    "TopKGKDConfig",
+    "TopKGKDTrainer",
     "TopKStore",
     "align_store",
     "compare_models",

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from trl_reasoning_distill.teacher.alignment import align_store
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+    from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
     from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
+    from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
     from trl_reasoning_distill.verification.extract import extract_answer
     from trl_reasoning_distill.verification.verify import verify_answer, verify_answers
 
@@ -32,6 +34,8 @@ __all__ = [
     "ReasoningSFTTrainer",
     "TopKDistillConfig",
     "TopKDistillTrainer",
+    "TopKGKDConfig",
+    "TopKGKDTrainer",
     "TopKStore",
     "align_store",
     "compare_models",
@@ -52,6 +56,8 @@ _HOMES = {
     "ReasoningSFTTrainer": "trainer.reasoning_sft",
     "TopKDistillConfig": "trainer.config",
     "TopKDistillTrainer": "trainer.topk_distill",
+    "TopKGKDConfig": "trainer.gkd_config",
+    "TopKGKDTrainer": "trainer.topk_gkd",
     "TopKStore": "teacher.store",
     "align_store": "teacher.alignment",
     "compare_models": "evaluation.compare",

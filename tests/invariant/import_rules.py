@@ -31,6 +31,12 @@ class Rule:
 
 HEAVY = frozenset({"torch", "transformers", "trl"})
 TRL = frozenset({"trl"})
+LIVE_TEACHER = (
+    "teacher.context",
+    "teacher.vocabulary",
+    "teacher.readers",
+    "teacher.engines",
+)  # asked in the training step
 
 RULES = {
     "data": Rule(internal=("extras",), banned=HEAVY),
@@ -38,7 +44,16 @@ RULES = {
     "teacher": Rule(internal=("data", "verification", "losses.topk", "extras"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(
-        internal=("losses", "teacher.store", "teacher.records", "data", "verification", "extras", "interruption")
+        internal=(
+            "losses",
+            "teacher.store",
+            "teacher.records",
+            *LIVE_TEACHER,
+            "data",
+            "verification",
+            "extras",
+            "interruption",
+        )
     ),
     "evaluation": Rule(internal=("verification", "data", "teacher.engines", "teacher.processes", "extras"), banned=TRL),
     "scripts": Rule(

@@ -18,6 +18,7 @@ from trl_reasoning_distill.losses.schedule import kd_weight_at
 from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+from trl_reasoning_distill.trainer.kd_metrics import distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.reasoning_sft import LossBatch, ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.targets import StoredTargets
 
@@ -162,26 +163,12 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
 
     def metric_sums(self, outputs: FusedLoss) -> dict[str, Tensor]:
         """See `ReasoningSFTTrainer.metric_sums`."""
-        return {
-            **super().metric_sums(outputs),
-            "targets": (outputs.teacher_mass > 0).sum(),
-            "kd": outputs.kd.sum(),
-            "teacher_mass": outputs.teacher_mass.sum(),
-            "student_mass": outputs.student_mass.sum(),
-            "agreement": outputs.top1_agreement.sum(),
-        }
+        return {**super().metric_sums(outputs), **distillation_sums(outputs)}
 
     def record_sums(self, sums: dict[str, float]) -> None:  # type: ignore[override]
         """See `ReasoningSFTTrainer.record_sums`."""
         super().record_sums(sums)
-        if sums["targets"]:
-            names = {
-                "kd_loss": "kd",
-                "teacher_mass": "teacher_mass",
-                "student_mass": "student_mass",
-                "top1_agreement": "agreement",
-            }
-            self.record(**{name: sums[key] / sums["targets"] for name, key in names.items()})
+        self.record(**distillation_means(sums))
         if self.model.training:
             self.record(kd_weight=self.kd_weight_at(self.state.global_step))
 

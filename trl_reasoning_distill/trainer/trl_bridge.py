@@ -104,6 +104,8 @@ class BridgedSFTTrainer(SFTTrainer):
     model: Any
     loss_columns: tuple[str, ...] = ()
     """Per-token columns of the batch that the loss reads and the model does not."""
+    whole_columns: tuple[str, ...] = ()
+    """Columns of a row that are not per token, for the collator."""
 
     def prepare_dataset(
         self, dataset: Dataset | IterableDataset, *, packing: bool, formatting_func: Any, name: str
@@ -152,7 +154,8 @@ class BridgedSFTTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: list[str] = self._signature_columns or []
-        self._signature_columns: Any = [*known, *(name for name in self.loss_columns if name not in known)]
+        ours = (*self.loss_columns, *self.whole_columns)
+        self._signature_columns: Any = [*known, *(name for name in ours if name not in known)]
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         # Under DeepSpeed, transformers casts every floating-point column to the model's dtype; log-probabilities need float32

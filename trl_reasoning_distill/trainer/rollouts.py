@@ -1,0 +1,224 @@
+"""Completions that a model writes while it, or another, is trained: the student's own, or with `seq_kd` the teacher's.
+
+Each completion draws from random numbers of its own, given by the seed, the step and the prompt. So it is the same on any number of
+ranks, in any batch and after a resumption, as far as the arithmetic is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import xxhash
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig, LogitsProcessorList
+
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+from trl_reasoning_distill.teacher.engines.base import SamplingConfig
+from trl_reasoning_distill.teacher.engines.transformers import SeededSampler, eos_token_ids, generation_mode
+
+GenerateFunction = Callable[[Any, dict[str, Tensor], GenerationConfig], tuple[Tensor, Tensor, Tensor]]
+"""TRL's `GKDTrainer.generate_on_policy_outputs`: ids, mask and labels from a model and left-padded prompts."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written after one prompt.
+
+    Attributes:
+        ids: Token ids, the end token included.
+        is_truncated: Whether it was cut before it ended.
+    """
+
+    ids: list[int]
+    is_truncated: bool
+
+    def cut(self, length: int) -> Completion:
+        """At most so many tokens of it."""
+        return self if len(self.ids) <= length else Completion(self.ids[: max(0, length)], True)
+
+
+@dataclass
+class Tally:
+    """What was written since the last log, on this rank: sums, so that ranks can be added up.
+
+    Attributes:
+        batches: Micro-batches, written or not.
+        written: Those that the student wrote.
+        completions: Completions written, by whichever model.
+        truncated: Of them, cut before their end.
+        dropped: Of them, left out of the loss.
+        tokens: Tokens in them.
+        seconds: Spent writing.
+    """
+
+    batches: float = 0.0
+    written: float = 0.0
+    completions: float = 0.0
+    truncated: float = 0.0
+    dropped: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    def metrics(self, accelerator: Accelerator) -> dict[str, float]:
+        """What is logged of all ranks. A collective: every rank calls it."""
+        names = list(vars(self))
+        local = torch.tensor([getattr(self, name) for name in names], dtype=torch.float64, device=accelerator.device)
+        total = dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
+        metrics = {"on_policy_share": total["written"] / max(total["batches"], 1.0)}
+        if total["completions"]:
+            count = total["completions"]
+            metrics |= {
+                "completion_length": total["tokens"] / count,
+                "truncated_share": total["truncated"] / count,
+                "dropped_share": total["dropped"] / count,
+                # Ranks write at the same time, each for `seconds` of its own
+                "generated_tokens_per_second": total["tokens"]
+                / max(total["seconds"] / accelerator.num_processes, 1e-9),
+            }
+        return metrics
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes completions with `transformers`, through TRL's own GKD generation.
+
+    Attributes:
+        accelerator: Tells whether ranks must step together.
+        generate: TRL's function.
+        tokenizer: The student's.
+        temperature: Of sampling; 0 for greedy.
+        max_new_tokens: Longest completion.
+        shared_ids: Ids from here on are never written: the teacher does not know them, or they pad the embedding.
+        seed: Of the run.
+    """
+
+    accelerator: Accelerator
+    generate: GenerateFunction
+    tokenizer: Any
+    temperature: float
+    max_new_tokens: int
+    shared_ids: int
+    seed: int
+
+    def write(self, model: Any, prompts: Tensor, mask: Tensor, rooms: Sequence[int], step: int) -> list[Completion]:
+        """Completions of left-padded prompts `(batch, length)`, each no longer than its room."""
+        rows = [ids[kept.bool()].tolist() for ids, kept in zip(prompts, mask, strict=True)]
+        limit = max(1, min(self.max_new_tokens, max(rooms)))
+        config = GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,  # a sampler of ours draws first and leaves one token possible
+            eos_token_id=eos_token_ids(model, self.tokenizer),
+            pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=list(range(self.shared_ids, vocabulary_rows(model))) or None,
+        )
+        options: dict[str, Any] = {"synced_gpus": self._is_sharded and self.accelerator.num_processes > 1}
+        if self.temperature > 0:
+            seeds = [self._seed(ids, step) for ids in rows]
+            sampling = SamplingConfig(limit, temperature=self.temperature)
+            options["logits_processor"] = LogitsProcessorList([SeededSampler(seeds, sampling, prompts.shape[1])])
+        with generation_mode(model):
+            # TRL's function calls `model.generate` and nothing else of it
+            bound = types.SimpleNamespace(generate=functools.partial(model.generate, **options))
+            ids, _, labels = self.generate(bound, {"prompts": prompts, "prompt_attention_mask": mask}, config)
+        ends = set(config.eos_token_id)
+        written = [row[label != IGNORE_INDEX].tolist() for row, label in zip(ids, labels, strict=True)]
+        return [as_completion(row, ends, room) for row, room in zip(written, rooms, strict=True)]
+
+    def _seed(self, prompt: Sequence[int], step: int) -> int:
+        return xxhash.xxh3_64_intdigest(f"{step} {list(prompt)}".encode(), seed=self.seed % 2**64)
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether a forward gathers weights from other ranks, which must then take it too."""
+        kind = self.accelerator.distributed_type
+        if kind == DistributedType.DEEPSPEED:
+            return bool(self.accelerator.state.deepspeed_plugin.zero_stage == 3)
+        return kind == DistributedType.FSDP
+
+
+@dataclass
+class VLLMWriter:
+    """Writes completions with vLLM, through TRL's `VLLMGeneration`.
+
+    Attributes:
+        vllm: TRL's.
+        tokenizer: The student's.
+        shared_ids: A completion is cut before an id from here on.
+        synced_step: The step that vLLM's weights are of.
+    """
+
+    vllm: Any
+    tokenizer: Any
+    shared_ids: int
+    synced_step: int = field(default=-1)
+
+    def write(self, model: Any, prompts: Tensor, mask: Tensor, rooms: Sequence[int], step: int) -> list[Completion]:
+        """See `Writer.write`; `model` is only asked for its end tokens."""
+        if step != self.synced_step:
+            self.vllm.sync_weights()
+            self.synced_step = step
+        rows = [ids[kept.bool()].tolist() for ids, kept in zip(prompts, mask, strict=True)]
+        _, written, *_ = self.vllm.generate(rows, None, 1)
+        ends = set(eos_token_ids(model, self.tokenizer))
+        completions = []
+        for ids, room in zip(written, rooms, strict=True):
+            foreign = next((place for place, token in enumerate(ids) if token >= self.shared_ids), len(ids))
+            completions.append(as_completion(list(ids)[:foreign], ends, room))
+        return completions
+
+
+def as_completion(ids: list[int], ends: set[int], room: int) -> Completion:
+    """Ids up to the first end token, no more than there is room for."""
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    return Completion(ids if end is None else ids[: end + 1], end is None).cut(room)
+
+
+def vocabulary_rows(model: Any) -> int:
+    """Ids that a model can write."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+@contextlib.contextmanager
+def timed(tally: Tally) -> Iterator[None]:
+    """Count the seconds of a block."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        tally.seconds += time.perf_counter() - started
+
+
+def show_samples(samples: Sequence[dict[str, Any]], trackers: Sequence[str]) -> None:
+    """Print a table of completions, and send it to wandb and trackio where a run of theirs is open."""
+    tqdm.write(samples_table(samples))
+    for name in ("wandb", "trackio"):
+        if name in trackers and importlib.util.find_spec(name) is not None:
+            tracker = importlib.import_module(name)
+            if name == "trackio" or tracker.run is not None:
+                import pandas as pd
+
+                tracker.log({"completions": tracker.Table(dataframe=pd.DataFrame(samples))})
+
+
+def samples_table(samples: Sequence[dict[str, Any]], width: int = 60) -> str:
+    """Prompts and completions as a table of text, one line each."""
+    if not samples:
+        return ""
+    names = list(samples[0])
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    for sample in samples:
+        cells = [" ".join(str(sample[name]).split()).replace("|", "\\|") for name in names]
+        lines.append(" | ".join(cell if len(cell) <= width else f"{cell[: width - 1]}…" for cell in cells))
+    return "\n".join(f"| {line} |" for line in lines)
