@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import xxhash
 
@@ -85,7 +86,7 @@ def read_evaluation_sets(
             both.append(name)
             continue
         try:
-            options = {"data_dir": data_dir} if data_dir and split else {}
+            options: dict[str, Any] = {"data_dir": data_dir} if data_dir and split else {}
             found[name] = read_source(source, split=split, **options).problems
         except SourceUnavailableError:
             if names is not None:

@@ -68,7 +68,9 @@ class Component:
     def splits_read(self) -> list[str]:
         """The named sources it may read from, as `name:split`."""
         names = [(self.source, self.split), (self.fallback, None)]
-        return [f"{name}:{split or next(iter(SOURCES[name].splits))}" for name, split in names if name in SOURCES]
+        return [
+            f"{name}:{split or next(iter(SOURCES[name].splits))}" for name, split in names if name and name in SOURCES
+        ]
 
     def read(
         self,

@@ -106,6 +106,12 @@ class EngineArguments:
             "help": "[transformers] Most tokens in a batch, prompts and completions together; lower it when memory runs out."
         },
     )
+    batching: str = dataclasses.field(
+        default="auto",
+        metadata={
+            "help": "[transformers] continuous, static, or auto: continuous on a CUDA device with FlashAttention."
+        },
+    )
     tensor_parallel_size: int = dataclasses.field(default=1, metadata={"help": "[vllm] GPUs that share one model."})
     gpu_memory_utilization: float = dataclasses.field(
         default=0.9, metadata={"help": "[vllm] Share of each GPU's memory to use."}

@@ -1,4 +1,8 @@
-"""The `transformers` engine: a causal language model in this process, in static batches sorted by prompt length."""
+"""The `transformers` engine: a causal language model in this process.
+
+Where attention can read a paged cache, requests join and leave the batch as they come and end (`continuous.py`); elsewhere they go in static
+batches, sorted by prompt length. A request draws the same numbers either way.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -36,66 +35,14 @@ from trl_reasoning_distill.teacher.engines.base import (
     is_opened,
     restore_open_tag,
 )
+from trl_reasoning_distill.teacher.engines.continuous import generate_continuously, is_worth_while
+from trl_reasoning_distill.teacher.engines.sampling import ChosenTokens, SeededSampler
 from trl_reasoning_distill.teacher.processes import launch_state
 
 QUANTIZATIONS = ("4bit", "8bit")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BATCHING = ("auto", "continuous", "static")
 _BATCHES_PER_WINDOW = 64  # prompts are tokenized and sorted this many batches at a time
-
-
-class SeededSampler(LogitsProcessor):
-    """Draws each row's next token with the row's own random numbers and leaves only that token possible.
-
-    Row r uses the stream of its seed and nothing else: one uniform number per step, looked up in the cumulative distribution.
-    Hence neither the other rows of the batch nor their number, order or padding can change a draw, and the cost does not grow
-    with the vocabulary as it would with noise per token. NumPy's Philox stream is fixed across versions and devices.
-
-    Args:
-        seeds: One per row.
-        sampling: Temperature, top_k and top_p, applied in this order, as vLLM and transformers do.
-        prompt_width: Columns of the padded prompts; the step is counted from there.
-    """
-
-    def __init__(self, seeds: Sequence[int], sampling: SamplingConfig, prompt_width: int) -> None:
-        streams = [np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds]
-        self.uniforms = torch.from_numpy(np.stack(streams))
-        self.prompt_width = prompt_width
-        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
-        if sampling.top_k:
-            self.warpers.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(sampling.top_p))
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        probabilities = self.warpers(input_ids, scores.float()).softmax(-1)  # type: ignore[arg-type]
-        # Double precision, so that rounding in the sum can move a boundary by 1e-16 only (MPS has no doubles).
-        precision = torch.float32 if scores.device.type == "mps" else torch.float64
-        cumulative = probabilities.cumsum(-1, dtype=precision)
-        uniform = self.uniforms[:, input_ids.shape[1] - self.prompt_width, None].to(scores.device, precision)
-        # `right=True` never lands on a token of probability zero: its cumulative value equals the one before it.
-        drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_(
-            max=scores.shape[-1] - 1
-        )
-        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
-
-
-class ChosenTokens(LogitsProcessor):
-    """Chooses each next token, greedily or with a `SeededSampler`, and keeps its log-probability under the model as it is.
-
-    Attributes:
-        log_probs: `(rows,)` per step, at temperature 1 and before any truncation of the distribution.
-    """
-
-    def __init__(self, sampler: SeededSampler | None) -> None:
-        self.sampler = sampler
-        self.log_probs: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        chosen = scores if self.sampler is None else self.sampler(input_ids, scores)
-        logits = scores.float()
-        token = chosen.argmax(-1, keepdim=True)
-        self.log_probs.append(logits.gather(-1, token).squeeze(-1) - logits.logsumexp(-1))
-        return chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +58,7 @@ class _Prompt:
 class TransformersEngine:
     """Generates with a loaded model.
 
-    Batches hold prompts of similar length, padded on the left. A model without a chat template gets its messages as plain
+    Static batches hold prompts of similar length, padded on the left. A model without a chat template gets its messages as plain
     text, parted by blank lines, and a warning.
 
     Args:
@@ -121,6 +68,7 @@ class TransformersEngine:
         max_batch_size: Most requests in a batch.
         max_batch_tokens: Most tokens in a batch, prompt and completion, padding included; a single request may exceed it.
         chat_template_kwargs: Variables for the chat template.
+        batching: `"continuous"`, `"static"`, or `"auto"`: continuous on a CUDA device with FlashAttention, where it pays.
     """
 
     def __init__(
@@ -132,7 +80,10 @@ class TransformersEngine:
         max_batch_size: int = 128,
         max_batch_tokens: int = 65536,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        batching: str = "auto",
     ) -> None:
+        if batching not in BATCHING:
+            raise ValueError(f"batching={batching!r}: choose one of {', '.join(BATCHING)}.")
         if max_batch_size < 1 or max_batch_tokens < 1:
             raise ValueError(
                 f"max_batch_size={max_batch_size} and max_batch_tokens={max_batch_tokens} must be positive."
@@ -143,6 +94,7 @@ class TransformersEngine:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.is_continuous = batching == "continuous" or (batching == "auto" and is_worth_while(model))
         self.eos_token_ids = eos_token_ids(model, tokenizer)
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if not tokenizer.chat_template:
@@ -164,6 +116,7 @@ class TransformersEngine:
         max_batch_size: int = 128,
         max_batch_tokens: int = 65536,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        batching: str = "auto",
     ) -> TransformersEngine:
         """Load a model, or an adapter with its base model, from a folder or the hub.
 
@@ -180,6 +133,7 @@ class TransformersEngine:
             max_batch_size: See the class.
             max_batch_tokens: See the class.
             chat_template_kwargs: See the class.
+            batching: See the class.
 
         Raises:
             ValueError: If the model cannot be found or loaded, or an option has an unknown value.
@@ -205,20 +159,25 @@ class TransformersEngine:
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            batching=batching,
         )
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: SamplingConfig
     ) -> Iterator[tuple[GenerationRequest, GenerationOutput]]:
-        """Yield outputs batch by batch, longest prompts first, so that a batch that does not fit fails at the start."""
+        """Yield outputs as they end, longest prompts first, so that what does not fit fails at the start."""
         window = _BATCHES_PER_WINDOW * self.max_batch_size
         for start in range(0, len(requests), window):
             prompts = self._encode(requests[start : start + window], sampling)
             yield from (
                 (p.request, GenerationOutput("", "length", 0, len(p.ids), 0.0)) for p in prompts if p.limit <= 0
             )
-            for batch in self._batches([p for p in prompts if p.limit > 0]):
-                yield from self._generate_batch(batch, sampling)
+            prompts = [p for p in prompts if p.limit > 0]
+            if self.is_continuous:
+                yield from self._generate_continuously(prompts, sampling)
+            else:
+                for batch in self._batches(prompts):
+                    yield from self._generate_batch(batch, sampling)
 
     def render_prompt(self, messages: list[dict[str, str]]) -> str:
         """The text a conversation becomes, up to where the model begins to write."""
@@ -288,6 +247,22 @@ class TransformersEngine:
             reason: FinishReason = "stop" if ended else "length"
             mean = math.fsum(row[: len(ids)]) / len(ids)
             yield prompt.request, GenerationOutput(text, reason, len(ids), len(prompt.ids), seconds, mean)
+
+    def _generate_continuously(
+        self, prompts: Sequence[_Prompt], sampling: SamplingConfig
+    ) -> Iterator[tuple[GenerationRequest, GenerationOutput]]:
+        asked = [(p.ids, p.limit, p.request.seed) for p in prompts]
+        last = time.perf_counter()
+        with generation_mode(self.model):
+            for index, ids, mean in generate_continuously(
+                self.model, asked, self.eos_token_ids, sampling, max_requests=self.max_batch_size
+            ):
+                prompt, now = prompts[index], time.perf_counter()
+                text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                text = restore_open_tag(text, opened=prompt.opened)  # type: ignore[arg-type]  # ids of one text
+                reason: FinishReason = "stop" if ids[-1] in self.eos_token_ids else "length"
+                yield prompt.request, GenerationOutput(text, reason, len(ids), len(prompt.ids), now - last, mean)
+                last = now
 
     def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
         """The ids up to and with the first end token, and whether there was one."""
