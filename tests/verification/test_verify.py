@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.verification.hostile import FACTORIALS, HOSTILE, MEGABYTE, POWERS, UNICODE
 from trl_reasoning_distill.data.files import read_jsonl
+from trl_reasoning_distill.verification.compare import compare_plainly
 from trl_reasoning_distill.verification.pool import Comparison, ComparisonPool
 from trl_reasoning_distill.verification.verify import answer_key, verify_answer, verify_answers
 
@@ -100,20 +102,47 @@ def test_algebra_decides_what_is_left() -> None:
     assert [(v.status, v.method) for v in verdicts] == [("correct", "symbolic")] * 3 + [("incorrect", "symbolic")]
 
 
-HOSTILE = [
-    "9^{9^{9^{9}}}", "10^{10^{10}}", "((((((((10!)!)!)!)!)!)!)!)", "100000000!", "\\prod_{i=1}^{10^{9}} i", "\\sum_{i=1}^{10^{12}} \\frac{1}{i}",
-    "\\int_0^{x} e^{t^{t^{t}}} dt", "(x+y+z)^{1000}", "\\sqrt{" * 300, "\\frac{" * 300, "{" * 1900, "}" * 1900, "(" * 900 + "1" + ")" * 900, "-" * 1900 + "1",
-    "x" * 1900, "\\left(" * 300, "1" * 1900, "2^{2^{2^{2^{2^{2}}}}}", "x^{x^{x^{x^{x^{x^{x}}}}}}=1", "\ud800", "\x00", "\u202e42", "𝟜𝟚", "½", "\\text{" * 300, "1e999999999", "1/" * 600 + "1", "\\begin{pmatrix}" * 100,
-]  # fmt: skip
+def test_there_are_enough_hostile_strings() -> None:
+    assert len(set(HOSTILE)) >= 100
 
 
-@pytest.mark.parametrize("hostile", [HOSTILE[:4], pytest.param(HOSTILE, marks=pytest.mark.slow)], ids=["few", "all"])
+@pytest.mark.parametrize("gold", ["43", "\\sqrt{2}", "(1, 2)", "even", "C"])
+def test_hostile_answers_cost_nothing_before_algebra(gold: str) -> None:
+    for text in HOSTILE:
+        for answer, other in ((text, gold), (gold, text)):
+            verdict = compare_plainly(answer, other, 1e-6, fuzzy=90.0)
+            assert verdict is None or verdict.status == "incorrect", (answer[:80], other[:80], verdict)
+
+
+@pytest.mark.timeout(120)  # quadratic time would take days
+def test_a_megabyte_hangs_nothing() -> None:
+    outputs = [text for hostile in MEGABYTE for text in (hostile, "\\boxed{42}")]
+    verdicts = verify_answers(outputs, ["42"] * len(outputs), num_workers=1)
+    assert {verdict.status for verdict in verdicts[1::2]} == {"correct"}
+    assert {verdict.status for verdict in verdicts[::2]} == {"incorrect"}
+    assert {verdict.status for verdict in verify_answers(["42"] * len(MEGABYTE), MEGABYTE)} <= {
+        "undecided",
+        "incorrect",
+    }
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [[*POWERS[:2], *FACTORIALS[:1], *UNICODE[:2]], pytest.param(HOSTILE, marks=pytest.mark.slow)],
+    ids=["few", "all"],
+)
 def test_hostile_answers_hang_nothing_and_harm_nobody(hostile: list[str]) -> None:
-    outputs = [output for text in hostile for output in (f"\\boxed{{{text}}}", "\\boxed{\\sqrt{8}}")]
-    golds = [gold for _ in hostile for gold in ("\\sqrt{2}", "2\\sqrt{2}")]
+    """As answers and as gold answers, each between two that need algebra."""
+    outputs, golds = [], []
+    for text in hostile:
+        outputs += [f"\\boxed{{{text}}}", "\\boxed{\\sqrt{8}}", "\\boxed{\\sqrt{2}}", "\\boxed{\\sqrt{18}}"]
+        golds += ["\\sqrt{2}", "2\\sqrt{2}", text, "3\\sqrt{2}"]
     verdicts = verify_answers(outputs, golds, num_workers=2, timeout=1.0)
     assert {verdict.status for verdict in verdicts[1::2]} == {"correct"}, "each stands between two hostile ones"
-    assert {verdict.status for verdict in verdicts[::2]} <= {"incorrect", "undecided"}
+    wrong = [
+        (outputs[i][:80], golds[i][:80], v) for i, v in enumerate(verdicts) if i % 2 == 0 and v.status == "correct"
+    ]
+    assert not wrong, wrong
 
 
 def test_time_out_memory_and_unreadable_gold_are_undecided() -> None:

@@ -39,7 +39,10 @@ _WARM_UP = (
 def compare(pairs: list[tuple[str, str]], tolerance_digits: int) -> tuple[str, str]:
     """Whether any of the (gold, prediction) pairs is equal: the status of a verdict, and its reason.
 
-    The first pair's gold must be readable, else the question is undecided: a gold answer that nobody can read proves no one wrong.
+    Some gold must be readable, else the question is undecided: a gold answer that nobody can read proves no one wrong.
+
+    Raises:
+        Exception: Whatever the comparison raises, which math-verify by itself takes for "not equal".
     """
     from math_verify import verify
 
@@ -51,7 +54,8 @@ def compare(pairs: list[tuple[str, str]], tolerance_digits: int) -> tuple[str, s
             continue
         gold_readable = True
         prediction = _parse(prediction_text)
-        if prediction and verify(gold, prediction, float_rounding=tolerance_digits, timeout_seconds=None):
+        options = {"float_rounding": tolerance_digits, "timeout_seconds": None, "raise_on_error": True}
+        if prediction and verify(gold, prediction, **options):
             return "correct", f"{prediction[0]} equals {gold[0]}"
         if prediction:
             reason = f"{prediction[0]} is not {gold[0]}"
@@ -91,7 +95,10 @@ def make_faster() -> None:
             return read(parser)
 
     def simplify_if_it_may_be_zero(expression: Any) -> Any:
-        return expression if _is_clearly_not_zero(expression) else simplify(expression)
+        try:
+            return expression if _is_clearly_not_zero(expression) else simplify(expression)
+        except MemoryError:  # math-verify would take it for "not equal"
+            os._exit(OUT_OF_MEMORY)
 
     PSParser.math, grader.simplify = read_quickly, simplify_if_it_may_be_zero
 
@@ -102,6 +109,8 @@ def _is_clearly_not_zero(expression: Any) -> bool:
         symbols = sorted(expression.free_symbols, key=str)
         point = {symbol: 0.6180339887 + 0.2718281828 * index for index, symbol in enumerate(symbols)}
         return abs(complex(expression.evalf(15, subs=point))) > 1e-3  # NaN is not greater
+    except MemoryError:
+        raise
     except Exception:  # what has no value is simplified
         return False
 
