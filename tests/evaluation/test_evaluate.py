@@ -15,7 +15,8 @@ from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Problem, Verdict
 from trl_reasoning_distill.evaluation import evaluate
 from trl_reasoning_distill.evaluation.compare import compare_models
-from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line, summarize
+from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
+from trl_reasoning_distill.evaluation.metrics import summarize
 from trl_reasoning_distill.teacher.engines import EngineArguments, GenerationOutput, GenerationRequest, SamplingConfig
 
 PROBLEMS = [
@@ -39,7 +40,7 @@ class Calculator:
             if self.dies_after is not None and len(self.asked) >= self.dies_after:
                 raise KeyboardInterrupt
             self.asked.append(request.key)
-            number = int(request.key[1:])
+            number = int(request.key[1:].partition("#")[0])
             if number in self.cut:
                 yield request, GenerationOutput("<think>\nlet me see", "length", 8, 4, 0.5)
             else:
@@ -77,9 +78,11 @@ def test_predictions_and_metrics_hold_what_was_asked_said_and_judged(
         "model": "b",
         "model_path": "openai:bad",
         "problem_id": "p1",
+        "sample": 0,
         "kind": "odd",
         "question": "What is 1 + 1?",
         "gold": "2",
+        "reference_steps": None,
         "prompt": [{"role": "user", "content": "What is 1 + 1?"}],
         "output": "<think>\n1+1=12\n</think>\n\n12",
         "answer": "12",
@@ -91,6 +94,7 @@ def test_predictions_and_metrics_hold_what_was_asked_said_and_judged(
         "num_tokens": 4,
         "prompt_tokens": 4,
         "seconds": 0.5,
+        "mean_log_prob": None,
     }
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     good, bad = metrics["models"]["a"], metrics["models"]["b"]
@@ -123,6 +127,7 @@ def test_an_undecided_answer_is_neither_right_nor_wrong_and_is_said() -> None:
         "answer": "1",
         "rule": "tag",
         "output": "1",
+        "gold": "1",
         "num_tokens": 1,
         "seconds": 1.0,
     }

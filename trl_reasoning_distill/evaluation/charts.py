@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID = "#010101", "#010102", "#010103"
 SERIES = tuple(f"#0102{number:02x}" for number in range(1, 9))
-ERRORS = tuple(f"#0103{number:02x}" for number in range(1, 7))
+ERRORS = tuple(f"#0103{number:02x}" for number in range(1, 8))
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"}
 _VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(SERIES, start=1)}
 _VARIABLES |= {color: f"--error-{number}" for number, color in enumerate(ERRORS, start=1)}

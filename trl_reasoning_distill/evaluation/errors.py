@@ -4,7 +4,8 @@ The kinds are tried in this order, and the first that holds is taken:
 
 =================  ======================================================================================================
 `correct`          The verifier says so.
-`undecided`        The verifier could not say (time-out, crash, unreadable gold).
+`timed out`        The verifier could not say within its time.
+`undecided`        The verifier could not say for another reason (crash, unreadable gold).
 `truncated`        The token limit cut the text.
 `no answer`        No final answer was found.
 `format`           The tags around the reasoning are broken, or the last calculation has the right result but another answer
@@ -26,13 +27,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-ERROR_KINDS = ("correct", "undecided", "truncated", "no answer", "format", "arithmetic slip", "wrong plan")
+ERROR_KINDS = ("correct", "timed out", "undecided", "truncated", "no answer", "format", "arithmetic slip", "wrong plan")
 
 _MAX_DIGITS = 30  # longer numbers are not arithmetic, and exact fractions of them cost time
 _MAX_OPERANDS = 20
 _FLOAT_NOISE = Fraction(1, 10**12)
 _OPERATORS = {"+": "+", "-": "-", "−": "-", "–": "-", "*": "*", "×": "*", "·": "*", "x": "*", "/": "/", "÷": "/"}
 _LATEX_OPERATORS = {"times": "*", "cdot": "*", "div": "/"}
+_TIMED_OUT = re.compile(r"\bwithin [\d.e+-]+ s\b|time-?out|timed out", re.IGNORECASE)
 _OPEN_TAG, _CLOSE_TAG = "<think>", "</think>"
 
 # No part of this pattern can match the same text in two ways, so it takes time linear in the text.
@@ -104,6 +106,8 @@ def classify_error(row: Mapping[str, Any]) -> str:
     Args:
         row: At least `status` and `output`; `finish_reason`, `answer` and `gold` where known.
     """
+    if is_timed_out(row):
+        return "timed out"
     if row["status"] in ("correct", "undecided"):
         return str(row["status"])
     if row.get("finish_reason") == "length":
@@ -117,6 +121,11 @@ def classify_error(row: Mapping[str, Any]) -> str:
     if equations and equations[-1].holds and equations[-1].result == _read_number(row.get("gold")):
         return "format"
     return "wrong plan" if all(equation.holds for equation in equations) else "arithmetic slip"
+
+
+def is_timed_out(row: Mapping[str, Any]) -> bool:
+    """Whether the verifier gave up on a row for want of time."""
+    return bool(row["status"] == "undecided" and _TIMED_OUT.search(row.get("reason") or ""))
 
 
 def _tags_are_paired(text: str) -> bool:

@@ -1,10 +1,8 @@
 """Answer problems with several models and verify the answers: `predictions.jsonl`, row by row, and `metrics.json`.
 
-Every model answers every problem once, greedily by default, so that models can be compared problem by problem. Each answer is
-written down with its verdict as it comes; a killed evaluation goes on where it stopped, with any number of ranks.
-
-A model is a folder or hub name (of a model or a PEFT adapter). Prefixed with an engine, as in `openai:Qwen2.5-7B-Instruct`, it
-is asked through that engine instead of the evaluation's own.
+Every model answers every problem, greedily and once by default, so that models can be compared problem by problem; or several
+times at a temperature, for pass@k and maj@k. Each answer is written down with its verdict as it comes; a killed evaluation goes
+on where it stopped, with any number of ranks. Which models: see `models.py`; the metrics: `metrics.py`.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ import dataclasses
 import gc
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
 from tqdm import tqdm
 
 from trl_reasoning_distill.data.files import write_json
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.rank_files import RankFiles
 from trl_reasoning_distill.data.schema import Problem
-from trl_reasoning_distill.evaluation.reasoning import reasoning_metrics
+from trl_reasoning_distill.evaluation.metrics import summarize
+from trl_reasoning_distill.evaluation.models import ModelSpec
+from trl_reasoning_distill.evaluation.reasoning import count_steps
 from trl_reasoning_distill.teacher.engines import (
-    ENGINES,
     Engine,
     EngineArguments,
     GenerationOutput,
@@ -56,12 +54,22 @@ class EvaluationConfig:
             question and judges form by what the text looks like.
         seed: For sampled answers.
         timeout: Seconds that verifying one answer may take; then it is undecided.
+        num_samples: Answers per problem; more than one needs a temperature.
     """
 
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     response_format: ReasoningFormat | None = None
     seed: int = 0
     timeout: float = 2.0
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples={self.num_samples}: draw at least one answer per problem.")
+        if self.num_samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"num_samples={self.num_samples} at temperature=0 would be the same answer each time; set a temperature above 0."
+            )
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """The conversation that asks `question`."""
@@ -71,7 +79,7 @@ class EvaluationConfig:
 
 
 def evaluate_models(
-    models: Mapping[str, str],
+    models: Mapping[str, str | Mapping[str, Any] | ModelSpec],
     problems: Iterable[Problem],
     output_dir: str | Path,
     *,
@@ -82,7 +90,8 @@ def evaluate_models(
     """Evaluate models one after the other on the same problems. Call it on every rank of a launch.
 
     Args:
-        models: Name, as it will stand in the report, to model.
+        models: Name, as it will stand in the report, to model: a path, or a mapping with `model` and engine options of its own
+            (see `ModelSpec`). Names such as `sft@0` and `sft@1` are runs of one model, which are compared as one.
         problems: With answers and distinct ids.
         output_dir: Folder for `predictions.jsonl` and `metrics.json`.
         config: How models are asked and judged.
@@ -97,7 +106,8 @@ def evaluate_models(
         ValueError: If there is no model or problem, an answer is missing, an id doubled, or a model cannot be loaded.
     """
     problems, config, arguments = list(problems), config or EvaluationConfig(), engine or EngineArguments()
-    _check(models, problems)
+    specs = {name: model if isinstance(model, ModelSpec) else ModelSpec.parse(model) for name, model in models.items()}
+    _check(specs, problems)
     state = launch_state()
     files = RankFiles(Path(output_dir) / PREDICTIONS_NAME, key=_key, rank=state.process_index)
     if state.is_main_process:
@@ -107,74 +117,34 @@ def evaluate_models(
     done = files.read()
     state.wait_for_everyone()  # nobody appends before everybody has read
 
-    mine = problems[state.process_index :: state.num_processes]
-    for name, model in models.items():
-        remaining = [problem for problem in mine if not _is_done(done.get((name, problem.id)), model)]
+    samples = range(config.num_samples)
+    mine = [(problem, sample) for problem in problems for sample in samples][state.process_index :: state.num_processes]
+    for name, spec in specs.items():
+        remaining = [
+            (problem, sample)
+            for problem, sample in mine
+            if not _is_done(done.get((name, problem.id, sample)), spec.describe())
+        ]
         if remaining:
-            loaded = _load(model, arguments)
-            _answer(name, model, loaded, remaining, config, files, show_progress and state.is_main_process)
+            loaded = spec.load(arguments)
+            _answer(name, spec.describe(), loaded, remaining, config, files, show_progress and state.is_main_process)
             del loaded
             _free_memory()
 
     state.wait_for_everyone()
     metrics: dict[str, Any] = {}
     if state.is_main_process:
-        rows = files.merge((name, problem.id) for name in models for problem in problems)
+        rows = files.merge((name, problem.id, sample) for name in specs for problem in problems for sample in samples)
         metrics = {
             "models": {
-                name: summarize([row for row in rows if row["model"] == name], config.response_format)
-                for name in models
+                name: summarize([row for row in rows if row["model"] == name], config.response_format) for name in specs
             },
             "dataset": {"n": len(problems), "sources": sorted({problem.source for problem in problems})},
-            "sampling": dataclasses.asdict(config.sampling) | {"seed": config.seed},
+            "sampling": dataclasses.asdict(config.sampling) | {"num_samples": config.num_samples, "seed": config.seed},
         }
         write_json(Path(output_dir) / METRICS_NAME, metrics)
     state.wait_for_everyone()
     return metrics
-
-
-def summarize(rows: Sequence[Mapping[str, Any]], response_format: ReasoningFormat | None = None) -> dict[str, Any]:
-    """The metrics of one model.
-
-    `accuracy` is the share of *all* problems with an answer verified as correct. Undecided answers are neither right nor
-    wrong: they stand beside it in `undecided`, and `accuracy_decided` leaves them out.
-
-    Args:
-        rows: The model's rows of `predictions.jsonl`.
-        response_format: What the reasoning metrics hold responses against.
-
-    Returns:
-        `model_path`, `n`, `accuracy`, `ci95` (Wilson), `correct`, `incorrect`, `undecided`, `accuracy_decided`, `truncation_rate`,
-        `no_answer_rate`, `undecided_rate`, `methods` and `rules` (counts), `mean_tokens`, `tokens`, `seconds`,
-        `tokens_per_second`, `by_kind` and `reasoning`.
-    """
-    n = len(rows)
-    statuses = Counter(row["status"] for row in rows)
-    decided = n - statuses["undecided"]
-    tokens, seconds = sum(row["num_tokens"] for row in rows), sum(row["seconds"] for row in rows)
-    by_kind = defaultdict(list)
-    for row in rows:
-        by_kind[row["kind"]].append(row)
-    return {
-        "model_path": rows[0]["model_path"],
-        "n": n,
-        **_accuracy(rows),
-        "correct": statuses["correct"],
-        "incorrect": statuses["incorrect"],
-        "undecided": statuses["undecided"],
-        "accuracy_decided": statuses["correct"] / decided if decided else None,
-        "truncation_rate": sum(row["finish_reason"] == "length" for row in rows) / n,
-        "no_answer_rate": sum(row["answer"] is None for row in rows) / n,
-        "undecided_rate": statuses["undecided"] / n,
-        "methods": dict(Counter(row["method"] for row in rows if row["status"] == "correct").most_common()),
-        "rules": dict(Counter(row["rule"] for row in rows).most_common()),
-        "mean_tokens": tokens / n,
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds if seconds else None,
-        "by_kind": {kind: {"n": len(part), **_accuracy(part)} for kind, part in sorted(by_kind.items())},
-        "reasoning": reasoning_metrics((row["output"] for row in rows), response_format),
-    }
 
 
 def result_line(metrics: Mapping[str, Any]) -> str:
@@ -189,25 +159,25 @@ def _answer(
     name: str,
     model: str,
     engine: Engine,
-    problems: Sequence[Problem],
+    work: Sequence[tuple[Problem, int]],
     config: EvaluationConfig,
-    files: RankFiles[tuple[str, str]],
+    files: RankFiles[tuple[str, str, int]],
     show_progress: bool,
 ) -> None:
     """Let one model answer problems, and write each answer with its verdict."""
-    by_id = {problem.id: problem for problem in problems}
+    by_key = {f"{problem.id}#{sample}": (problem, sample) for problem, sample in work}
     requests = [
-        GenerationRequest(problem.id, config.messages(problem.question), sample_seed(problem.id, 0, config.seed))
-        for problem in problems
+        GenerationRequest(key, config.messages(problem.question), sample_seed(problem.id, sample, config.seed))
+        for key, (problem, sample) in by_key.items()
     ]
     answered = tokens = correct = 0
     started = time.perf_counter()
     with tqdm(
-        total=len(problems), desc=f"evaluate {name}", unit="problem", disable=not show_progress, dynamic_ncols=True
+        total=len(work), desc=f"evaluate {name}", unit="answer", disable=not show_progress, dynamic_ncols=True
     ) as bar:
         for chunk in in_chunks(engine.generate(requests, config.sampling)):
             rows = _judge(
-                name, model, [(by_id[request.key], request, output) for request, output in chunk], config.timeout
+                name, model, [(*by_key[request.key], request, output) for request, output in chunk], config.timeout
             )
             files.append(rows)
             tokens += sum(row["num_tokens"] for row in rows)
@@ -219,23 +189,25 @@ def _answer(
 
 
 def _judge(
-    name: str, model: str, answers: Sequence[tuple[Problem, GenerationRequest, GenerationOutput]], timeout: float
+    name: str, model: str, answers: Sequence[tuple[Problem, int, GenerationRequest, GenerationOutput]], timeout: float
 ) -> list[Row]:
     """Rows of `predictions.jsonl`."""
     verdicts = verify_answers(
-        [output.text for _, _, output in answers], [problem.answer or "" for problem, _, _ in answers], timeout=timeout
+        [output.text for *_, output in answers], [problem.answer or "" for problem, *_ in answers], timeout=timeout
     )
     rows = []
-    for (problem, request, output), verdict in zip(answers, verdicts, strict=True):
+    for (problem, sample, request, output), verdict in zip(answers, verdicts, strict=True):
         extracted = extract_answer(output.text)
         rows.append(
             {
                 "model": name,
                 "model_path": model,
                 "problem_id": problem.id,
+                "sample": sample,
                 "kind": problem.kind,
                 "question": problem.question,
                 "gold": problem.answer,
+                "reference_steps": count_steps(problem.solution) if problem.solution else None,
                 "prompt": request.messages,
                 "output": output.text,
                 "answer": extracted.answer,
@@ -245,14 +217,10 @@ def _judge(
                 "num_tokens": output.num_tokens,
                 "prompt_tokens": output.prompt_tokens,
                 "seconds": round(output.seconds, 6),
+                "mean_log_prob": None if output.mean_log_prob is None else round(output.mean_log_prob, 6),
             }
         )
     return rows
-
-
-def _load(model: str, arguments: EngineArguments) -> Engine:
-    kind, colon, name = model.partition(":")
-    return arguments.make_engine(name, kind) if colon and kind in ENGINES else arguments.make_engine(model)
 
 
 def _free_memory() -> None:
@@ -262,8 +230,8 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str]:
-    return row["model"], row["problem_id"]
+def _key(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["model"], row["problem_id"], row.get("sample", 0)
 
 
 def _is_done(row: Mapping[str, Any] | None, model: str) -> bool:
@@ -278,7 +246,7 @@ def _is_done(row: Mapping[str, Any] | None, model: str) -> bool:
     return True
 
 
-def _check(models: Mapping[str, str], problems: Sequence[Problem]) -> None:
+def _check(models: Mapping[str, ModelSpec], problems: Sequence[Problem]) -> None:
     if not models:
         raise ValueError("There is no model to evaluate; give at least one as name=path.")
     if not problems:
@@ -290,10 +258,3 @@ def _check(models: Mapping[str, str], problems: Sequence[Problem]) -> None:
     (problem_id, count), *_ = Counter(problem.id for problem in problems).most_common(1)
     if count > 1:
         raise ValueError(f"The id {problem_id!r} belongs to {count} problems; ids must be distinct.")
-
-
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Share of correct answers and its interval (Wilson 1927)."""
-    correct = sum(row["status"] == "correct" for row in rows)
-    interval = stats.binomtest(correct, len(rows)).proportion_ci(0.95, method="wilson")
-    return {"accuracy": correct / len(rows), "ci95": [float(interval.low), float(interval.high)]}

@@ -57,7 +57,7 @@ def reasoning_form(text: str, response_format: ReasoningFormat | None = None) ->
         response_format = think if has_tags else ReasoningFormat.preset("plain")
     parsed = response_format.parse(text)
     reasoning = (parsed.reasoning or "").strip()
-    steps, words = _count_steps(reasoning), len(reasoning.split())
+    steps, words = count_steps(reasoning), len(reasoning.split())
     structure = (bool(reasoning) + bool(reasoning and parsed.answer) + parsed.well_formed) / 3
     quality = (structure + min(1.0, steps / FULL_STEPS) + min(1.0, words / FULL_WORDS)) / 3
     return ReasoningForm(has_tags, bool(reasoning), parsed.well_formed, steps, words, quality)
@@ -84,7 +84,8 @@ def reasoning_metrics(texts: Iterable[str], response_format: ReasoningFormat | N
     }
 
 
-def _count_steps(reasoning: str) -> int:
+def count_steps(reasoning: str) -> int:
+    """Lines that hold at least one word or number; sentences, if it is all one line."""
     lines = [line for line in reasoning.splitlines() if any(map(str.isalnum, line))]
     if len(lines) != 1:
         return len(lines)

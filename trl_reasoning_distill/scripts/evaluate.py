@@ -4,9 +4,12 @@
     trl-distill evaluate --models base=Qwen/Qwen2.5-0.5B-Instruct distilled=runs/x/distill/final_model --source gsm8k --split test --output_dir runs/x/evaluate
 
 In YAML, `models` is a mapping (`base: path`) or a list (`- base=path`). A model may be a folder, a hub name, or an adapter; with
-`openai:NAME` or `vllm:NAME` it is asked through that engine. Writes `predictions.jsonl` (prompt, output, extracted answer,
-verdict with its reason, tokens, time) and `metrics.json` (accuracy with a 95 % interval, rates of cut, missing and undecided
-answers, by kind, form of the reasoning). A killed run goes on where it stopped. Then run `report`.
+`openai:NAME` or `vllm:NAME` it is asked through that engine; a mapping gives it engine options of its own:
+`teacher: {model: NAME, engine: openai, base_url: …}`, `small: {model: PATH, quantization: 4bit}`. Names such as `sft@0` and `sft@1`
+are runs of one model. Writes `predictions.jsonl` (prompt, output, extracted answer, verdict with its reason, tokens, time,
+log-probability) and `metrics.json` (accuracy with a 95 % interval, rates of cut, missing and undecided answers, by kind, form of the
+reasoning, calibration; with `--num_samples` also pass@k and maj@k). A killed run goes on where it stopped. `--export` writes the
+results in the format of another harness too. Then run `report`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_reasoning_distill.evaluation.export import EXPORTS
+from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
 from trl_reasoning_distill.teacher.engines import EngineArguments
@@ -31,7 +36,19 @@ class EvaluateArguments(StageArguments):
 
     models: list[str] = field(
         default_factory=list,
-        metadata={"help": "Models as name=path; in YAML also a mapping of name to path. Required."},
+        metadata={
+            "help": "Models as name=path; in YAML also a mapping of name to path, or to a mapping with `model` and engine options. Required."
+        },
+    )
+    num_samples: int = field(
+        default=1,
+        metadata={"help": "Answers per problem, for pass@k and maj@k; more than one needs a temperature above 0."},
+    )
+    export: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Also write the results as another harness does, below output_dir/export: lm-eval, lighteval."
+        },
     )
     verify_timeout: float = field(
         default=2.0, metadata={"help": "Seconds that verifying one answer may take; then it is undecided."}
@@ -40,13 +57,15 @@ class EvaluateArguments(StageArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_models(self.models)
+        if unknown := sorted(set(self.export) - set(EXPORTS)):
+            raise ValueError(f"export: {unknown} is unknown; there are {', '.join(EXPORTS)}.")
 
 
-def parse_models(models: Mapping[str, Any] | Iterable[str]) -> dict[str, str]:
-    """Name to model, from a mapping or from `name=path` words.
+def parse_models(models: Mapping[str, Any] | Iterable[str]) -> dict[str, ModelSpec]:
+    """Name to model, from a mapping or from `name=path` words; a path may also be a mapping with engine options, or that as JSON.
 
     Raises:
-        ValueError: If there is none, a word is not `name=path`, or a name stands twice.
+        ValueError: If there is none, a word is not `name=path`, a name stands twice, or a model cannot be read.
     """
     if isinstance(models, Mapping):
         pairs = [(str(name), path) for name, path in models.items()]
@@ -55,13 +74,13 @@ def parse_models(models: Mapping[str, Any] | Iterable[str]) -> dict[str, str]:
     if not pairs:
         raise ValueError("models is missing: give at least one as name=path, such as --models base=models/student.")
     for name, path in pairs:
-        if not name or not isinstance(path, str) or not path:
+        if not name or not isinstance(path, (str, Mapping)) or not path:
             raise ValueError(
                 f"models: found {name!r} with {path!r}; write each as name=path, such as base=models/student."
             )
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"models: a name stands twice in {[name for name, _ in pairs]}; each needs its own.")
-    return dict(pairs)
+    return {name: ModelSpec.parse(path) for name, path in pairs}
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -79,16 +98,19 @@ def main(args: list[str] | None = None) -> None:
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
+    from trl_reasoning_distill.evaluation.export import export_results
     from trl_reasoning_distill.teacher.processes import launch_state
 
     models = parse_models(options.models)
-    config = EvaluationConfig(sampling.make_sampling(), prompt.make_format(), sampling.seed, options.verify_timeout)
+    config = EvaluationConfig(
+        sampling.make_sampling(), prompt.make_format(), sampling.seed, options.verify_timeout, options.num_samples
+    )
     problems = source.load()
     state = launch_state()
     if options.dry_run:
         if state.is_main_process:
             print(
-                f"evaluate: {', '.join(f'{name} ({model})' for name, model in models.items())} on {len(problems)} problems of {source.source}"
+                f"evaluate: {', '.join(f'{name} ({spec.describe()})' for name, spec in models.items())} on {len(problems)} problems of {source.source}"
             )
         return
     settings = {
@@ -96,8 +118,13 @@ def main(args: list[str] | None = None) -> None:
         for part in (options, source, prompt, sampling, engine)
         for key, value in dataclasses.asdict(part).items()
     }
-    settings["models"] = list(models)  # what they are counts by content, as inputs
-    inputs = {**{f"models.{name}": model for name, model in models.items()}, "source": source.source}
+    settings["models"] = {
+        name: dict(spec.options) for name, spec in models.items()
+    }  # paths count by content, as inputs
+    inputs = {f"models.{name}": spec.model for name, spec in models.items()} | {"source": source.source}
+    inputs |= {
+        f"models.{name}.adapter": spec.options["adapter"] for name, spec in models.items() if "adapter" in spec.options
+    }
     run = StageRun(
         "evaluate",
         options.output_dir,
@@ -115,6 +142,9 @@ def main(args: list[str] | None = None) -> None:
             return
         metrics = evaluate_models(models, problems, Path(options.output_dir), config=config, engine=engine)
         if state.is_main_process:
+            for harness in options.export:
+                task = f"{source.source}_{source.split}" if source.split else source.source
+                export_results(harness, options.output_dir, task, settings)
             result = result_line(metrics)
             run.finish(_counts(metrics), result)
             print(f"evaluate: {result}")

@@ -1,0 +1,112 @@
+"""Metrics of one model: estimators against counting by hand, and rows with nothing special about them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_reasoning_distill.evaluation.metrics import calibration, maj_at_k, pass_at_k, summarize
+
+
+def row(problem: str, sample: int, answer: str | None, gold: str = "7", **columns: Any) -> dict[str, Any]:
+    right = answer is not None and answer.lstrip("0") == gold
+    return {
+        "model": "m",
+        "model_path": "path",
+        "problem_id": problem,
+        "sample": sample,
+        "kind": "",
+        "gold": gold,
+        "output": f"<think>\nso\n</think>\n\n{answer}" if answer else "<think>\nso",
+        "answer": answer,
+        "rule": "whole",
+        "status": "correct" if right else "incorrect",
+        "method": ("exact" if answer == gold else "numeric") if right else "none",
+        "reason": "",
+        "finish_reason": "stop" if answer else "length",
+        "num_tokens": 5,
+        "seconds": 0.5,
+        "mean_log_prob": None,
+    } | columns
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=7), st.data())
+@settings(max_examples=60, deadline=None)
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(right: list[bool], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(right)))
+    subsets = list(itertools.combinations(right, k))
+    assert pass_at_k(len(right), sum(right), k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_maj_at_k_by_hand() -> None:
+    votes, right = ["7", "7", "5", None], [True, True, False, False]
+    assert maj_at_k(votes, right, 1) == pytest.approx(2 / 4)
+    # Of the six pairs: (7,7) right, twice (7,5) tied, twice (7,none) right, (5,none) wrong.
+    assert maj_at_k(votes, right, 2) == pytest.approx((1 + 2 * 0.5 + 2 * 1 + 0) / 6)
+    assert maj_at_k(votes, right, 4) == 1.0
+    assert maj_at_k([None, None], [False, False], 2) == 0.0
+    with pytest.raises(ValueError, match="maj@5 needs at least 5 samples"):
+        maj_at_k(votes, right, 5)
+    with pytest.raises(ValueError, match="pass@5"):
+        pass_at_k(4, 2, 5)
+
+
+def test_random_subsets_stand_for_all_of_them() -> None:
+    votes, right = ["7"] * 9 + ["5"] * 7, [True] * 9 + [False] * 7
+    assert maj_at_k(votes, right, 1) == pytest.approx(9 / 16, abs=1e-9)
+    assert maj_at_k(votes, right, 5) == pytest.approx(0.63, abs=0.08)  # hypergeometric, at least three of five
+    assert maj_at_k(votes, right, 5) == maj_at_k(votes, right, 5)
+
+
+def test_several_samples_give_pass_and_majority_with_intervals() -> None:
+    answers = {"a": ["7", "7", "5", "07"], "b": ["5", "5", "7", None], "c": ["1", "2", "3", "4"], "d": ["7"] * 4}
+    metrics = summarize([row(problem, i, answer) for problem, each in answers.items() for i, answer in enumerate(each)])
+    assert (metrics["n"], metrics["samples"]) == (4, 4)
+    assert metrics["accuracy"] == pytest.approx((3 / 4 + 1 / 4 + 0 + 1) / 4)
+    assert metrics["accuracy"] == pytest.approx(metrics["pass_at_k"]["1"]["value"])
+    assert metrics["pass_at_k"]["4"]["value"] == pytest.approx(3 / 4)
+    assert metrics["maj_at_k"]["4"]["value"] == pytest.approx(2 / 4)
+    for estimate in (*metrics["pass_at_k"].values(), *metrics["maj_at_k"].values()):
+        assert 0 <= estimate["ci95"][0] <= estimate["value"] <= estimate["ci95"][1] <= 1
+    assert metrics["self_consistency"]["agreement"] == pytest.approx((3 / 4 + 2 / 4 + 1 / 4 + 1) / 4)
+    assert metrics["match"]["exact"] == pytest.approx(7 / 16)
+    assert metrics["match"]["numeric"] == metrics["match"]["symbolic"] == pytest.approx(8 / 16)
+
+
+def test_one_sample_has_neither() -> None:
+    metrics = summarize([row("a", 0, "7"), row("b", 0, "70")])
+    assert metrics["pass_at_k"] is metrics["maj_at_k"] is metrics["self_consistency"] is None
+    assert metrics["calibration"] is None
+    assert metrics["match"] == {
+        "exact": 0.5,
+        "numeric": 0.5,
+        "symbolic": 0.5,
+        "fuzzy": pytest.approx((1 + 2 / 3) / 2, abs=0.001),
+    }
+
+
+def test_calibration_is_the_chance_that_the_right_answer_is_the_likelier_one() -> None:
+    rows = [row(str(i), 0, "7" if i >= 5 else "8", mean_log_prob=-2.0 + i / 10) for i in range(10)]
+    found = calibration(rows)
+    assert found is not None
+    assert (found["auroc"], found["n"]) == (1.0, 10)
+    assert found["p"] < 0.05
+    assert found["mean_log_prob_right"] > found["mean_log_prob_wrong"]
+    assert [bin_["accuracy"] for bin_ in found["bins"]] == [0.0] * 5 + [1.0] * 5
+    backwards = calibration([each | {"mean_log_prob": -each["mean_log_prob"]} for each in rows])
+    assert backwards is not None
+    assert backwards["auroc"] == 0.0
+    all_right = calibration(rows[5:])
+    assert all_right is not None
+    assert all_right["auroc"] is None
+
+
+def test_a_time_out_is_counted_by_itself() -> None:
+    late = row("a", 0, "7", status="undecided", method="none", reason="no result within 2 s")
+    crash = row("b", 0, "7", status="undecided", method="none", reason="the worker died")
+    metrics = summarize([late, crash, row("c", 0, "7")])
+    assert (metrics["undecided"], metrics["timed_out"]) == (2, 1)
