@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -165,32 +162,6 @@ def test_a_killed_worker_is_replaced() -> None:
         assert pool.run([Comparison((("$1$", "$1$"),))], 5.0)[0].status == "correct"
     finally:
         pool.close()
-
-
-def test_many_threads_share_the_workers() -> None:
-    found: dict[int, list[str]] = {}
-
-    def verify(number: int) -> None:
-        outputs = [f"\\boxed{{\\sqrt{{{k * k * 2}}}}}" for k in range(2, 6)]
-        golds = [f"{k if number % 2 else k + 1}\\sqrt{{2}}" for k in range(2, 6)]
-        found[number] = [verdict.status for verdict in verify_answers(outputs, golds, num_workers=1)]
-
-    threads = [threading.Thread(target=verify, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {number: ["correct" if number % 2 else "incorrect"] * 4 for number in range(4)}
-
-
-def test_an_unguarded_script_may_verify(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from trl_reasoning_distill.verification.verify import verify_answer\nprint(verify_answer('\\\\boxed{\\\\sqrt{8}}', '2\\\\sqrt{2}').status)\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200, check=True)
-    assert done.stdout == "correct\n"
-    assert done.stderr == ""
 
 
 def test_answer_keys_count_votes() -> None:
