@@ -17,7 +17,7 @@ _PLAIN = (
 )
 _SCIENTIFIC = r"(?:[eE]([-+]?\d{1,4})|(?:\*|×|x|\\times|\\cdot) ?10\^?\{?([-+]?\d{1,4})\}?)?"
 _NUMBER = re.compile(
-    rf"([-+]?) ?(?:(?:(\d+) )?(\d+) ?/ ?(\d+)|(\d+)? ?\\frac\{{(\d+)\}}\{{(\d+)\}}|\\frac(\d)(\d)|({_PLAIN}) ?{_SCIENTIFIC})"
+    rf"([-+]?) ?(?:(?:(\d+) )?(\d+) ?/ ?(\d+)|(\d+)? ?\\frac\{{(-?\d+)\}}\{{(\d+)\}}|\\frac(\d)(\d)|({_PLAIN}) ?{_SCIENTIFIC})"
 )
 _PERCENT = re.compile(r"^ ?(?:%|percent\b|pct\b|percentage\b)", re.IGNORECASE)
 # A unit is words, possibly per something: `cm^2`, `miles per hour`, `km/h`. Operators and digits are none.

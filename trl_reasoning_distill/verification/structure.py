@@ -16,7 +16,7 @@ Equal = Callable[[str, str], bool | None]
 _MAX_LENGTH = 500
 _MAX_PARTS = 50
 _MAX_DEPTH = 3
-_INVISIBLE = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;!: ]|[~$]|\\[()\[\]](?![A-Za-z])")
+_INVISIBLE = re.compile(r"(\\\\)|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;!: ]|[~$]|\\[()\[\]](?![A-Za-z])")
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 _AND = re.compile(r",? ?(?:\\(?:text|mbox|textnormal) ?\{,? ?(?:and|or) ?\}|(?<=[\d}) ])(?:and|or)(?=[\d\\( -]))")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[clr|]+\})?(.*)\\end\{\1\}", re.DOTALL)
@@ -45,7 +45,7 @@ def parse_structure(text: str) -> Structure | None:
     """Read a text of several parts; `None` if it is one piece, too long, or ambiguous (`(1,234)`)."""
     if len(text) > _MAX_LENGTH:
         return None
-    text = _INVISIBLE.sub("", text).replace("{,}", "").strip().removesuffix(".").strip()
+    text = _INVISIBLE.sub(r"\1", text).replace("{,}", "").strip().removesuffix(".").strip()
     bracketed = _ARRAY_BRACKETS.fullmatch(text)
     matrix = _MATRIX.fullmatch(bracketed[1] if bracketed else text)
     if matrix is not None:
