@@ -1,0 +1,236 @@
+"""Accuracy in the training loop: held-out problems are answered and verified at every evaluation.
+
+What it measures joins the evaluation's metrics before anybody reads them, so `metric_for_best_model: math_accuracy`,
+`load_best_model_at_end` and early stopping work with it as they do with the loss. Training is not touched: decoding is greedy, random
+states and modes are put back, and the weights afterwards are, bit by bit, those of a training without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.teacher.engines.base import restore_open_tag
+from trl_reasoning_distill.teacher.engines.transformers import eos_token_ids, generation_mode
+from trl_reasoning_distill.trainer.samples import show_samples
+from trl_reasoning_distill.trainer.trl_bridge import unwrap_model_for_generation
+from trl_reasoning_distill.verification.extract import extract_answer
+from trl_reasoning_distill.verification.verify import verify_answers
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutProblem:
+    """A question that is not trained on.
+
+    Attributes:
+        messages: The conversation that asks it.
+        answer: The gold answer.
+    """
+
+    messages: Messages
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answered:
+    """An answer to the problem with this index, and what was found in it."""
+
+    index: int
+    text: str
+    answer: str | None
+    status: str
+    is_truncated: bool
+    is_well_formed: bool
+
+
+class AccuracyCallback(TrainerCallback):
+    """Answers held-out problems at each evaluation, all ranks together, and adds what it finds to the metrics.
+
+    Logged: `eval_math_accuracy`, the share of all problems with an answer verified as correct; `eval_math_undecided`, of answers that could
+    not be verified in time; `eval_math_truncated`, cut at `max_new_tokens`; `eval_math_no_answer`, without anything to verify;
+    `eval_math_well_formed`, in the format they are trained on. A few samples go to the console and the trackers.
+
+    Works under DDP, ZeRO-3 and FSDP2; there every rank answers equally many, so that all step together.
+
+    Args:
+        problems: What to answer.
+        response_format: What a well-formed answer looks like.
+        max_new_tokens: An answer is cut here.
+        batch_size: Answers written at once on each rank; `None` takes `per_device_eval_batch_size`.
+        chat_template_kwargs: Variables for the chat template.
+        samples: How many answers are shown.
+        timeout: Seconds that verifying one answer may take.
+
+    Raises:
+        ValueError: If there is no problem, or a number is out of range.
+
+    Example:
+        >>> AccuracyCallback(held_out, ReasoningFormat.preset("think")).attach(trainer)
+        >>> trainer.train()
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[HeldOutProblem],
+        response_format: ReasoningFormat,
+        *,
+        max_new_tokens: int = 512,
+        batch_size: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        samples: int = 4,
+        timeout: float = 2.0,
+    ) -> None:
+        if not problems:
+            raise ValueError("There is no held-out problem to measure the accuracy on.")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens}: an answer needs at least one token.")
+        self.problems = list(problems)
+        self.response_format = response_format
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.samples = samples
+        self.timeout = timeout
+        self.trainer: Any = None
+        self._measured: tuple[int, dict[str, float]] | None = None
+
+    def attach(self, trainer: Any) -> AccuracyCallback:
+        """Add this to a trainer, before the callbacks that read the metrics, such as early stopping."""
+        self.trainer = trainer
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure, once per step however many evaluation sets there are, and log."""
+        if self._measured is None or self._measured[0] != state.global_step:
+            answered = self._answer_all()
+            self._measured = (state.global_step, self._summarize(answered))
+            self.trainer.log(dict(self._measured[1]))
+            self._show(answered)
+        if metrics is not None:
+            metrics.update(self._measured[1])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Forget what was measured before this step."""
+        self._measured = None
+
+    def _answer_all(self) -> list[_Answered]:
+        """All answers in order, on every rank."""
+        accelerator = self.trainer.accelerator
+        per_rank = math.ceil(len(self.problems) / accelerator.num_processes)
+        # Ranks that share weights generate in step, so each has the same number; what wraps around is answered twice, counted once
+        first = accelerator.process_index * per_rank
+        mine = [index % len(self.problems) for index in range(first, first + per_rank)]
+        with torch.random.fork_rng(enabled=True, devices=_devices(accelerator.device)):
+            written = list(self._write(mine))
+        golds = [self.problems[index].answer for index, _, _ in written]
+        verdicts = verify_answers([text for _, text, _ in written], golds, timeout=self.timeout)
+        answered = [
+            _Answered(
+                index=index,
+                text=text,
+                answer=extract_answer(text).answer,
+                status=verdict.status,
+                is_truncated=is_truncated,
+                is_well_formed=self.response_format.parse(text).well_formed,
+            )
+            for (index, text, is_truncated), verdict in zip(written, verdicts, strict=True)
+        ]
+        by_index = {item.index: item for item in gather_object(answered)}
+        return [by_index[index] for index in range(len(self.problems))]
+
+    def _write(self, indices: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
+        """Index, text and whether it was cut, of each answer of this rank."""
+        trainer, tokenizer = self.trainer, self.trainer.processing_class
+        prompts = [self._prompt(index) for index in indices]
+        encoded = tokenizer(prompts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        order = sorted(range(len(indices)), key=lambda place: len(encoded[place]), reverse=True)
+        size = self.batch_size or trainer.args.per_device_eval_batch_size
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+        ) as model:
+            for start in range(0, len(order), size):
+                places = order[start : start + size]
+                written = self._complete(model, [encoded[place] for place in places])
+                for place, (ids, ended) in zip(places, written, strict=True):
+                    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                    opened = self.response_format.is_opened_by(prompts[place])
+                    yield indices[place], restore_open_tag(text, opened=opened), not ended
+
+    def _prompt(self, index: int) -> str:
+        messages, tokenizer = list(self.problems[index].messages), self.trainer.processing_class
+        if not tokenizer.chat_template:
+            return "\n\n".join(message["content"] for message in messages) + "\n"
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
+        )
+
+    def _complete(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], bool]]:
+        """Greedy completions: their ids, and whether they ended by themselves."""
+        ends = eos_token_ids(model, self.trainer.processing_class)
+        width, pad = max(map(len, prompts)), ends[0]
+        device = self.trainer.accelerator.device
+        config = GenerationConfig(
+            max_new_tokens=self.max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=pad
+        )
+        with generation_mode(model), torch.no_grad():
+            output = model.generate(
+                input_ids=torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device),
+                attention_mask=torch.tensor(
+                    [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device
+                ),
+                generation_config=config,
+            )
+        rows = output[:, width:].tolist()
+        found = [next((place for place, token in enumerate(row) if token in ends), None) for row in rows]
+        return [(row if end is None else row[:end], end is not None) for row, end in zip(rows, found, strict=True)]
+
+    def _summarize(self, answered: Sequence[_Answered]) -> dict[str, float]:
+        shares = {
+            "accuracy": [item.status == "correct" for item in answered],
+            "undecided": [item.status == "undecided" for item in answered],
+            "truncated": [item.is_truncated for item in answered],
+            "no_answer": [item.answer is None for item in answered],
+            "well_formed": [item.is_well_formed for item in answered],
+        }
+        return {f"eval_math_{name}": sum(found) / len(answered) for name, found in shares.items()}
+
+    def _show(self, answered: Sequence[_Answered]) -> None:
+        step = self.trainer.state.global_step
+        accuracy = self._summarize(answered)["eval_math_accuracy"]
+        rows = [
+            {
+                "step": step,
+                "question": self.problems[item.index].messages[-1]["content"],
+                "output": item.text,
+                "answer": item.answer,
+                "gold": self.problems[item.index].answer,
+                "verdict": item.status,
+            }
+            for item in answered[: self.samples]
+        ]
+        title = f"step {step:,}: {accuracy:.1%} of {len(answered):,} held-out problems answered correctly"
+        show_samples(rows, self.trainer, name="math_samples", title=title)
+
+
+def _devices(device: torch.device) -> list[int]:
+    """The accelerators whose random state is to be put back."""
+    return [torch.cuda.current_device()] if device.type == "cuda" else []
