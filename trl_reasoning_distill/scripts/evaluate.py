@@ -103,7 +103,11 @@ def main(args: list[str] | None = None) -> None:
 
     models = parse_models(options.models)
     config = EvaluationConfig(
-        sampling.make_sampling(), prompt.make_format(), sampling.seed, options.verify_timeout, options.num_samples
+        sampling.make_sampling(),
+        prompt.make_format(source.source),
+        sampling.seed,
+        options.verify_timeout,
+        options.num_samples,
     )
     problems = source.load()
     state = launch_state()
@@ -118,6 +122,7 @@ def main(args: list[str] | None = None) -> None:
         for part in (options, source, prompt, sampling, engine)
         for key, value in dataclasses.asdict(part).items()
     }
+    settings["response_format"] = config.response_format.name
     settings["models"] = {
         name: dict(spec.options) for name, spec in models.items()
     }  # paths count by content, as inputs

@@ -6,14 +6,16 @@
 Writes `problems.jsonl` (what was asked) and `traces.jsonl` (what was written: question, gold answer, completion, how it
 ended, tokens, seed) to `output_dir`. A killed run goes on where it stopped, also with another number of processes, and makes
 the same traces. `until_verified: 1` with `max_samples: 8` draws further samples only for problems without a right one yet.
-Then run `verify`.
+It ends with what that took: tokens, time, and with the server's prices what it cost. Then run `verify`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from trl_reasoning_distill.data.schema import Problem
     from trl_reasoning_distill.teacher.generation import GenerationConfig
+
+_FEW = 4
 
 
 @dataclass
@@ -44,13 +48,29 @@ class GenerateArguments(StageArguments):
     max_samples: int = field(default=8, metadata={"help": "Most samples per problem with until_verified."})
     few_shot: str | None = field(
         default=None,
-        metadata={"help": "JSONL of problems with solution and answer, shown to the teacher as earlier turns."},
+        metadata={
+            "help": "Source or JSONL of problems with solution and answer, shown to the teacher as earlier turns. Default: zero-shot."
+        },
     )
+    num_few_shot: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many of few_shot are shown, drawn with problem_seed; default: 4 of a source, all of a file."
+        },
+    )
+    input_price: float = field(default=0.0, metadata={"help": "What a million prompt tokens cost, for the summary."})
+    output_price: float = field(default=0.0, metadata={"help": "What a million written tokens cost, for the summary."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model:
             raise ValueError("model is missing: say which model is the teacher, with --model or in the YAML.")
+        if self.num_few_shot is not None and self.num_few_shot < 1:
+            raise ValueError(f"num_few_shot={self.num_few_shot}: at least 1; leave few_shot out for zero-shot prompts.")
+        if self.input_price < 0 or self.output_price < 0:
+            raise ValueError(
+                f"Prices cannot be negative: input_price={self.input_price}, output_price={self.output_price}."
+            )
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -67,19 +87,17 @@ def main(args: list[str] | None = None) -> None:
     options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.data.sources import load_problems
     from trl_reasoning_distill.teacher.generation import GenerationConfig, generate
     from trl_reasoning_distill.teacher.processes import launch_state
 
-    few_shot = load_problems(options.few_shot) if options.few_shot else []
     config = GenerationConfig(
         num_samples=options.num_samples,
         until_verified=options.until_verified,
         max_samples=options.max_samples,
         seed=sampling.seed,
         sampling=sampling.make_sampling(),
-        response_format=prompt.make_format(),
-        few_shot=tuple(few_shot),
+        response_format=prompt.make_format(source.source),
+        few_shot=tuple(_load_few_shot(options, source)),
     )
     problems = source.load()
     state = launch_state()
@@ -91,7 +109,7 @@ def main(args: list[str] | None = None) -> None:
         key: value
         for part in (options, source, prompt, sampling, engine)
         for key, value in dataclasses.asdict(part).items()
-    }
+    } | {"response_format": config.response_format.name}
     inputs = {"model": options.model, "source": source.source} | (
         {"few_shot": options.few_shot} if options.few_shot else {}
     )
@@ -112,12 +130,31 @@ def main(args: list[str] | None = None) -> None:
             return
         counts = generate(problems, engine.make_engine(options.model), config, options.output_dir)
         if state.is_main_process:
+            cost = (counts["prompt_tokens"] * options.input_price + counts["tokens"] * options.output_price) / 1e6
             result = (
                 f"{counts['traces']} traces for {counts['problems']} problems · {counts['cut']} cut at {sampling.max_new_tokens} tokens · "
-                f"{counts['tokens']:,} tokens ({counts['tokens_per_second']:,.0f} tokens/s)"
+                f"{counts['tokens']:,} tokens in {timedelta(seconds=round(counts['seconds']))} ({counts['tokens_per_second']:,.0f} tokens/s)"
+                + (f" · cost {cost:,.2f}" if cost else "")
             )
-            run.finish(counts, result)
+            run.finish(counts | ({"cost": round(cost, 6)} if cost else {}), result)
             print(f"generate: {result}")
+
+
+def _load_few_shot(options: GenerateArguments, source: ProblemArguments) -> list[Problem]:
+    """The examples that the prompts show; those of a source without a solution are passed over."""
+    from trl_reasoning_distill.data.sources import SOURCES, Refusal, read_source
+
+    if options.few_shot is None:
+        return []
+    is_file = Path(options.few_shot).exists()
+    where: dict[str, Any] = {"data_dir": source.data_dir} if options.few_shot in SOURCES else {}
+    return read_source(
+        options.few_shot,
+        limit=options.num_few_shot or (None if is_file else _FEW),
+        seed=source.problem_seed,
+        admit=lambda problem: None if problem.solution and problem.answer else Refusal("bad_row", "it has no solution"),
+        **where,
+    ).problems
 
 
 def _print_plan(problems: list[Problem], config: GenerationConfig, model: str) -> None:

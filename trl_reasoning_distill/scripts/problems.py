@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from trl_reasoning_distill.data.schema import Problem
     from trl_reasoning_distill.teacher.engines import SamplingConfig
 
+OF_THE_SOURCE = "source"
+"""As `response_format`: the format of the source's own answers."""
+
 
 @dataclass
 class ProblemArguments:
@@ -66,25 +69,39 @@ class PromptArguments:
 
     response_format: str = field(
         default="think",
-        metadata={"help": "How reasoning and answer are written: think, gsm8k, boxed, final_answer or plain."},
+        metadata={
+            "help": "How reasoning and answer are written: think, gsm8k, boxed, final_answer, plain, or source: as the source writes them."
+        },
     )
     system_prompt: str | None = field(
         default=None, metadata={"help": "Replaces the format's own system prompt; an empty text sends none."}
     )
 
     def __post_init__(self) -> None:
-        self.make_format()
+        if self.response_format != OF_THE_SOURCE:
+            self.make_format()
 
-    def make_format(self) -> ReasoningFormat:
+    def make_format(self, source: str | None = None) -> ReasoningFormat:
         """The format with its system prompt.
 
+        Args:
+            source: Name of the source of the problems, whose own format `source` stands for.
+
         Raises:
-            ValueError: For an unknown format.
+            ValueError: For an unknown format, or a source without a format of its own.
         """
         from trl_reasoning_distill.data.formatting import ReasoningFormat
+        from trl_reasoning_distill.data.sources import SOURCES
 
+        name = self.response_format
+        if name == OF_THE_SOURCE:
+            if source not in SOURCES:
+                raise ValueError(
+                    f"response_format=source needs a named source with a format of its own ({', '.join(SOURCES)}), found {source!r}; name the format."
+                )
+            name = SOURCES[source].response_format
         changes = {} if self.system_prompt is None else {"system_prompt": self.system_prompt or None}
-        return ReasoningFormat.preset(self.response_format, **changes)
+        return ReasoningFormat.preset(name, **changes)
 
 
 @dataclass

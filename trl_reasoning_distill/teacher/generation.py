@@ -16,10 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trl_reasoning_distill.data.files import write_jsonl
+from trl_reasoning_distill.data.files import append_jsonl, read_jsonl_prefix, write_jsonl
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.rank_files import RankFiles
 from trl_reasoning_distill.data.schema import Problem, Trace
+from trl_reasoning_distill.data.sources import PROBLEMS_NAME
 from trl_reasoning_distill.teacher.engines import (
     Engine,
     GenerationOutput,
@@ -32,7 +33,7 @@ from trl_reasoning_distill.teacher.processes import launch_state
 from trl_reasoning_distill.verification.verify import verify_answers
 
 TRACES_NAME = "traces.jsonl"
-PROBLEMS_NAME = "problems.jsonl"
+_CLOCK_NAME = "clock.jsonl"
 
 Work = tuple[Problem, int]
 
@@ -49,7 +50,7 @@ class GenerationConfig:
         seed: Changes every sample's seed.
         sampling: How tokens are chosen.
         response_format: Writes the prompt (its system prompt, if any) and the few-shot answers.
-        few_shot: Problems with solution and answer, shown as earlier turns of the conversation.
+        few_shot: Problems with solution and answer, shown as earlier turns of the conversation; never the one that is asked.
     """
 
     num_samples: int = 1
@@ -86,6 +87,8 @@ def build_messages(
     *system, user = response_format.messages(question)
     shots = []
     for problem in few_shot:
+        if problem.question == question:
+            continue  # the answer would stand in the prompt
         if problem.solution is None or problem.answer is None:
             raise ValueError(f"The few-shot problem {problem.id!r} needs a solution and an answer to be an example.")
         shots.append(response_format.messages(problem.question)[-1])
@@ -114,8 +117,8 @@ def generate(
         show_progress: A bar on the main rank, for the main rank's share.
 
     Returns:
-        On the main rank: `problems`, `traces`, `cut` (traces that met the token limit), `tokens`, `prompt_tokens`, and of
-        this call alone `seconds` and `tokens_per_second`. Empty on other ranks.
+        On the main rank: `problems`, `traces`, `cut` (traces that met the token limit), `tokens`, `prompt_tokens`, `seconds` (with
+        those of earlier calls that were killed) and `tokens_per_second`. Empty on other ranks.
 
     Raises:
         ValueError: For problems that do not fit, or a folder with traces of another model or seed.
@@ -123,7 +126,6 @@ def generate(
     problems = list(problems)
     _check_problems(problems, config)
     state = launch_state()
-    started = time.perf_counter()
     files = RankFiles(Path(output_dir) / TRACES_NAME, key=_key, rank=state.process_index)
     if state.is_main_process:
         write_jsonl(Path(output_dir) / PROBLEMS_NAME, (problem.to_row() for problem in problems))
@@ -133,15 +135,17 @@ def generate(
     _check_earlier(done, problems, engine, config)
     state.wait_for_everyone()  # nobody appends before everybody has read
 
+    clock = _Clock(Path(output_dir) / _CLOCK_NAME) if state.is_main_process else None
     mine = problems[state.process_index :: state.num_processes]
-    _Worker(mine, engine, config, files, done, show_progress and state.is_main_process).run()
+    _Worker(mine, engine, config, files, done, clock, show_progress and state.is_main_process).run()
 
     state.wait_for_everyone()
     counts: dict[str, int | float] = {}
-    if state.is_main_process:
+    if clock is not None:
         samples = max(config.num_samples, config.max_samples)
         traces = files.merge((problem.id, sample) for problem in problems for sample in range(samples))
-        counts = _count(problems, traces, done, time.perf_counter() - started)
+        counts = _count(problems, traces, clock.seconds)
+        clock.remove()
     state.wait_for_everyone()
     return counts
 
@@ -156,12 +160,14 @@ class _Worker:
         config: GenerationConfig,
         files: RankFiles[tuple[str, int]],
         done: Mapping[tuple[str, int], Mapping[str, Any]],
+        clock: _Clock | None,
         show_progress: bool,
     ) -> None:
         self.problems = problems
         self.engine = engine
         self.config = config
         self.files = files
+        self.clock = clock
         self.show_progress = show_progress
         ids = {problem.id for problem in problems}
         earlier = [Trace.from_row(row) for (problem_id, _), row in done.items() if problem_id in ids]
@@ -209,6 +215,8 @@ class _Worker:
             self.drawn.update((trace.problem_id, trace.sample) for trace in traces)
             self._judge(traces)
             self.tokens += sum(trace.num_tokens for trace in traces)
+            if self.clock is not None:
+                self.clock.tick()
             self._show(bar, len(chunk))
 
     def _trace(self, problem: Problem, sample: int, request: GenerationRequest, output: GenerationOutput) -> Trace:
@@ -241,6 +249,26 @@ class _Worker:
         verified = f", {self.verified.total() / self.judged:.1%} verified" if self.judged else ""
         bar.set_postfix_str(f"{rate:,.0f} tokens/s{verified}", refresh=False)
         bar.update(count)
+
+
+class _Clock:
+    """Seconds spent on a folder, over all calls: what a killed one has spent is kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        ticks = read_jsonl_prefix(path)  # a line that a kill has torn is dropped
+        self._earlier = float(ticks[-1]["seconds"]) if ticks else 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._earlier + time.perf_counter() - self._started
+
+    def tick(self) -> None:
+        append_jsonl(self.path, [{"seconds": round(self.seconds, 3)}])
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, int]:
@@ -278,19 +306,14 @@ def _check_earlier(
             )
 
 
-def _count(
-    problems: Sequence[Problem],
-    traces: Sequence[Mapping[str, Any]],
-    done: Mapping[tuple[str, int], Mapping[str, Any]],
-    seconds: float,
-) -> dict[str, int | float]:
-    new_tokens = sum(row["num_tokens"] for row in traces if _key(row) not in done)
+def _count(problems: Sequence[Problem], traces: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, int | float]:
+    tokens = sum(row["num_tokens"] for row in traces)
     return {
         "problems": len(problems),
         "traces": len(traces),
         "cut": sum(row["finish_reason"] == "length" for row in traces),
-        "tokens": sum(row["num_tokens"] for row in traces),
+        "tokens": tokens,
         "prompt_tokens": sum(row.get("prompt_tokens", 0) for row in traces),
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(new_tokens / max(seconds, 1e-9), 1),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
     }

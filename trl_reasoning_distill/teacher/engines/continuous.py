@@ -64,7 +64,7 @@ def generate_continuously(
     if not asked:
         return
     sampled = sampling.temperature > 0
-    manager = model.init_continuous_batching(
+    manager = model.init_continuous_batching(  # type: ignore[operator]
         generation_config=GenerationConfig(
             max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=eos_token_ids
         ),
