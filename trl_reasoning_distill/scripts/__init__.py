@@ -28,6 +28,7 @@ STAGES = {
     "distill": Stage("train a student on text and a teacher's stored log-probabilities", accelerated=True),
     "evaluate": Stage("let models answer a test set, and verify the answers", accelerated=True),
     "report": Stage("compare evaluated models: report.html, report.md, comparison.json", accelerated=False),
+    "chat": Stage("ask the student and the teacher the same question, side by side", accelerated=False),
     "store": Stage("look into a Top-K store, and check it", accelerated=False),
 }
 """Every stage in the order of the road from problems to report; the name is also the script's module name."""

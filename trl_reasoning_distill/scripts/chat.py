@@ -1,0 +1,171 @@
+"""Ask the student and the teacher the same question, side by side in the terminal.
+
+    trl-distill chat --student runs/x/distill/final_model --teacher Qwen/Qwen2.5-7B-Instruct
+    trl-distill chat --student runs/x/distill/final_model --question "What is 12 + 7?" --gold 19
+    head -3 problems.jsonl | trl-distill chat --student runs/x/sft/final_model --teacher openai:big --base_url http://localhost:8000/v1
+
+What a model thinks is dimmed. With a gold answer the answers are verified: write it behind the question, as in
+`What is 12 + 7? #### 19`. Each line is one question by itself, there is no memory of earlier ones. Without a terminal the questions are
+read from the standard input, one per line, as text or as JSON with `question` and `answer`. A model is written as for `evaluate`; the
+options of the engine are those of `generate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trl_reasoning_distill.evaluation.models import ModelSpec
+from trl_reasoning_distill.scripts.problems import PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.stage import is_main_process, parse_stage, stage_main
+from trl_reasoning_distill.teacher.engines import EngineArguments
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.evaluation.side_by_side import Reply
+    from trl_reasoning_distill.teacher.engines import Engine, SamplingConfig
+
+GOLD_MARK = "####"
+_PROMPT = "question> "
+
+
+@dataclass
+class ChatArguments:
+    """Who is asked, and what."""
+
+    student: str = field(
+        default="", metadata={"help": "The student: folder, hub name, adapter, or engine:name. Required."}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "The teacher, likewise; leave it out to hear the student alone."}
+    )
+    question: str | None = field(default=None, metadata={"help": "Ask this, and leave."})
+    gold: str | None = field(default=None, metadata={"help": "The right answer to it."})
+    color: str = field(default="auto", metadata={"help": "auto (in a terminal), always or never."})
+
+    def __post_init__(self) -> None:
+        if not self.student:
+            raise ValueError(
+                "student is missing: say which model to ask, such as --student runs/x/distill/final_model."
+            )
+        if self.gold is not None and self.question is None:
+            raise ValueError(
+                f"gold is the answer to a question: give one, or write it as `QUESTION {GOLD_MARK} ANSWER`."
+            )
+        if self.color not in ("auto", "always", "never"):
+            raise ValueError(f"color={self.color!r}: choose auto, always or never.")
+        for name, model in self.models().items():
+            if not model.model:
+                raise ValueError(f"{name} names no model.")
+
+    def models(self) -> dict[str, ModelSpec]:
+        """Who is asked, by role."""
+        asked = {"student": self.student, "teacher": self.teacher}
+        return {role: ModelSpec.parse(model) for role, model in asked.items() if model}
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options of this command."""
+    from trl import TrlParser
+
+    dataclass_types = (ChatArguments, PromptArguments, SamplingArguments, EngineArguments)
+    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+
+
+@stage_main
+def main(args: list[str] | None = None) -> None:
+    """Run the command."""
+    options, prompt, sampling, engine = parse_stage(make_parser(), args)
+    if not is_main_process():
+        return
+
+    from trl_reasoning_distill.evaluation.side_by_side import render
+
+    is_terminal = sys.stdout.isatty()
+    color = options.color == "always" or (options.color == "auto" and is_terminal)
+    width = shutil.get_terminal_size((80, 24)).columns if is_terminal else 80
+    engines = {role: spec.load(engine) for role, spec in options.models().items()}
+    response_format, settings = prompt.make_format(), sampling.make_sampling()
+    for question, gold in _questions(options, lambda: sys.stdin):
+        replies = ask(engines, question, gold, response_format, settings, sampling.seed)
+        if not sys.stdin.isatty() or options.question is not None:
+            print(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}")
+        print(render(replies, width=width, color=color) + "\n", flush=True)
+
+
+def ask(
+    engines: dict[str, Engine],
+    question: str,
+    gold: str | None,
+    response_format: ReasoningFormat,
+    sampling: SamplingConfig,
+    seed: int = 0,
+) -> list[Reply]:
+    """The replies of all models to one question."""
+    from trl_reasoning_distill.evaluation.side_by_side import make_reply
+    from trl_reasoning_distill.teacher.engines import GenerationRequest, sample_seed
+
+    request = GenerationRequest("question", response_format.messages(question), sample_seed(question, 0, seed))
+    replies = []
+    for role, engine in engines.items():
+        ((_, output),) = engine.generate([request], sampling)
+        replies.append(make_reply(role, output, response_format, gold))
+    return replies
+
+
+def _questions(options: ChatArguments, stdin: Callable[[], Any]) -> Iterator[tuple[str, str | None]]:
+    """The questions to ask, each with its gold answer if one is known."""
+    if options.question is not None:
+        yield options.question, options.gold
+        return
+    lines: Iterable[str] = _typed() if stdin().isatty() else stdin()
+    for line in lines:
+        if line.strip():
+            yield read_question(line)
+
+
+def _typed() -> Iterator[str]:
+    """Lines as a person types them, until Ctrl-D, Ctrl-C or `exit`."""
+    with contextlib.suppress(ImportError):  # history and editing, where the system has it
+        import readline  # noqa: F401
+    print(f"Ask anything; add `{GOLD_MARK} ANSWER` to have the answers verified. Ctrl-D ends.")
+    while True:
+        try:
+            line = input(_PROMPT)
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if line.strip() in ("exit", "quit"):
+            return
+        yield line
+
+
+def read_question(line: str) -> tuple[str, str | None]:
+    """A question and its gold answer, from `QUESTION #### ANSWER` or from JSON with `question` and `answer`.
+
+    Raises:
+        ValueError: If a line of JSON has no question.
+    """
+    if line.lstrip().startswith("{"):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict):
+            if not isinstance(row.get("question"), str):
+                raise ValueError(f"A question given as JSON needs the key `question`, found {sorted(row)}.")
+            answer = row.get("answer")
+            return row["question"].strip(), None if answer is None else str(answer)
+    question, mark, gold = line.strip().rpartition(GOLD_MARK)
+    return (question.strip(), gold.strip() or None) if mark and question.strip() else (line.strip(), None)
+
+
+if __name__ == "__main__":
+    main()
