@@ -53,7 +53,7 @@ def test_cut_malformed_wrong_and_undecided_traces_are_counted_and_never_taken() 
         "cut": 1,
         "malformed": 1,
     }
-    assert selection.counts == expected | {"too_easy": 0, "not_rendered": 0}
+    assert selection.counts == expected | {"too_easy": 0, "thinned_out": 0, "not_rendered": 0}
     assert selection.pass_rates == {"p": 0.5, "q": 1.0}
 
 
@@ -73,6 +73,39 @@ def test_diverse_takes_the_least_alike() -> None:
         trace(2, "four is twice two; done now"),
     ]
     assert trace(2, "four is twice two; done now").completion in texts(traces, strategy="diverse", per_problem=2)
+
+
+def test_agreed_takes_the_way_that_most_take() -> None:
+    traces = [
+        trace(0, "multiply the sides, then halve"),
+        trace(1, "add two and two to get four"),
+        trace(2, "add two and two: get four"),
+        trace(3, "add two and two, to get four"),
+    ]
+    assert texts(traces)[0] == traces[0].completion
+    assert texts(traces, strategy="agreed")[0] in {each.completion for each in traces[1:]}
+    assert texts(traces, strategy="agreed", per_problem=4)[-1] == traces[0].completion
+    assert texts(traces[:1], strategy="agreed") == [traces[0].completion]
+
+
+@pytest.mark.parametrize("easy_share", [0.0, 0.25, 1.0])
+def test_easy_problems_are_thinned_out_by_their_pass_rate(easy_share: float) -> None:
+    """Of 2,000 problems that are always solved, and 2,000 that are solved half the time."""
+    traces = []
+    for number in range(2000):
+        traces += [trace(sample, problem_id=f"easy{number}") for sample in range(2)]
+        traces += [trace(0, problem_id=f"hard{number}"), trace(1, problem_id=f"hard{number}", status="incorrect")]
+    selection = select_traces(traces, SelectionConfig(easy_share=easy_share))
+    kept = [row["problem_id"] for row in selection.rows]
+    easy = sum(name.startswith("easy") for name in kept) / 2000
+    hard = sum(name.startswith("hard") for name in kept) / 2000
+    assert easy == pytest.approx(easy_share, abs=0.04)
+    assert hard == pytest.approx(1 - (1 - easy_share) / 2, abs=0.04)
+    fewer = select_traces(traces, SelectionConfig(easy_share=easy_share / 2)).rows
+    assert {row["problem_id"] for row in fewer} <= set(kept)
+    assert selection.counts["thinned_out"] == sum(
+        1 + name.startswith("easy") for name in selection.pass_rates if name not in set(kept)
+    )
 
 
 def test_consensus_needs_no_gold_answer() -> None:
@@ -128,6 +161,7 @@ def test_rows_survive_a_file() -> None:
         ({"strategy": "best"}, "there are"),
         ({"per_problem": 0}, "at least 1"),
         ({"max_pass_rate": 0.0}, "max_pass_rate"),
+        ({"easy_share": 1.5}, "easy_share"),
     ],
 )
 def test_errors_teach(options: dict[str, Any], message: str) -> None:

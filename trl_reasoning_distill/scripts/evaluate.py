@@ -102,9 +102,10 @@ def main(args: list[str] | None = None) -> None:
     from trl_reasoning_distill.teacher.processes import launch_state
 
     models = parse_models(options.models)
+    response_format = prompt.make_format(source.source)
     config = EvaluationConfig(
         sampling.make_sampling(),
-        prompt.make_format(source.source),
+        response_format,
         sampling.seed,
         options.verify_timeout,
         options.num_samples,
@@ -122,7 +123,7 @@ def main(args: list[str] | None = None) -> None:
         for part in (options, source, prompt, sampling, engine)
         for key, value in dataclasses.asdict(part).items()
     }
-    settings["response_format"] = config.response_format.name
+    settings["response_format"] = response_format.name
     settings["models"] = {
         name: dict(spec.options) for name, spec in models.items()
     }  # paths count by content, as inputs

@@ -8,16 +8,18 @@ A trace can be selected if it is right, whole (not cut at the token limit) and w
 | `first` | in the order they were drawn: an unbiased sample of the teacher's right answers |
 | `shortest` | the fewest tokens |
 | `median` | the length nearest to the median: neither terse nor rambling |
+| `agreed` | the text most like the other right ones: the way that the teacher takes most often |
 | `diverse` | first the median one, then each time the text least like those taken |
 | `consensus` | the median one; for a problem without a gold answer, among the traces that give the majority's answer |
 | `all` | every one |
 
-Filtering by correctness favours easy problems. Each row therefore keeps its problem's pass rate, and `max_pass_rate` leaves out
-problems that the teacher nearly always solves.
+Filtering by correctness favours easy problems. Each row therefore keeps its problem's pass rate; `easy_share` thins out the problems that the
+teacher solves often, and `max_pass_rate` leaves out those that it nearly always solves.
 """
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +59,8 @@ class SelectionConfig:
         source_format: The format that the traces were asked for in.
         target_format: The format of the training rows; the traces' own text is kept if it is `source_format`.
         max_pass_rate: Leave out problems of which a larger share of the traces is right.
+        easy_share: Share of the problems to keep of which every trace is right; of those with the pass rate p, 1 − (1 − easy_share) · p are
+            kept. Which ones depends on their ids alone, so a smaller share keeps a subset.
         min_agreement: For `consensus` without a gold answer: the share of the whole traces that must give the majority's answer.
     """
 
@@ -66,15 +70,17 @@ class SelectionConfig:
     target_format: ReasoningFormat | None = None
     max_pass_rate: float = 1.0
     min_agreement: float = 0.5
+    easy_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"Unknown strategy {self.strategy!r}; there are {list(STRATEGIES)}.")
         if self.per_problem < 1:
             raise ValueError(f"per_problem must be at least 1, found {self.per_problem}.")
-        if not 0 < self.max_pass_rate <= 1 or not 0 <= self.min_agreement <= 1:
+        if not 0 < self.max_pass_rate <= 1 or not 0 <= self.min_agreement <= 1 or not 0 <= self.easy_share <= 1:
             raise ValueError(
-                f"max_pass_rate must be in (0, 1] and min_agreement in [0, 1]; found {self.max_pass_rate} and {self.min_agreement}."
+                f"max_pass_rate must be in (0, 1], min_agreement and easy_share in [0, 1]; found {self.max_pass_rate}, "
+                f"{self.min_agreement} and {self.easy_share}."
             )
 
 
@@ -85,7 +91,7 @@ class Selection:
     Attributes:
         rows: `prompt` and `completion` as messages, `problem_id`, `kind`, `source`, `answer`, `pass_rate`.
         counts: `problems`, `problems_kept`, `traces`, `correct`, `incorrect`, `undecided`; and of the correct ones `cut`, `malformed`,
-            `too_easy`, `not_rendered`.
+            `too_easy`, `thinned_out`, `not_rendered`.
         pass_rates: Problem id to the share of its traces that are right; the lower, the harder.
     """
 
@@ -109,6 +115,7 @@ def select_traces(traces: Iterable[VerifiedTrace], config: SelectionConfig) -> S
         "cut",
         "malformed",
         "too_easy",
+        "thinned_out",
         "not_rendered",
     )
     counts = Counter(dict.fromkeys(names, 0))
@@ -122,6 +129,9 @@ def select_traces(traces: Iterable[VerifiedTrace], config: SelectionConfig) -> S
         pass_rates[problem_id] = len(right) / len(group)
         if pass_rates[problem_id] > config.max_pass_rate:
             counts["too_easy"] += len(right)
+            continue
+        if _place(problem_id) < (1 - config.easy_share) * pass_rates[problem_id]:
+            counts["thinned_out"] += len(right)
             continue
         candidates = right
         if config.strategy == "consensus" and group[0].answer is None:
@@ -143,6 +153,11 @@ def is_reasoning_ok(completion: str, response_format: ReasoningFormat) -> bool:
     """Whether a completion keeps to its format and reasons at all."""
     parsed = response_format.parse(completion)
     return parsed.well_formed and bool(parsed.reasoning and parsed.reasoning.strip())
+
+
+def _place(problem_id: str) -> float:
+    """A number in [0, 1) that is the problem's own."""
+    return int.from_bytes(hashlib.blake2b(problem_id.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def _usable(candidates: Sequence[VerifiedTrace], counts: Counter[str]) -> list[VerifiedTrace]:
@@ -174,6 +189,17 @@ def _by_distance_to_median(traces: Sequence[VerifiedTrace]) -> list[VerifiedTrac
     return sorted(traces, key=lambda trace: abs(trace.num_tokens - median))
 
 
+def _by_agreement(traces: Sequence[VerifiedTrace]) -> list[VerifiedTrace]:
+    """By their mean likeness to the others, the medoid first."""
+    from rapidfuzz.process import cdist
+
+    if len(traces) < 3:
+        return _by_distance_to_median(traces)
+    texts = [trace.completion for trace in traces]
+    likeness = cdist(texts, texts, workers=1).mean(axis=1)  # to itself it is the same for all
+    return [traces[index] for index in sorted(range(len(traces)), key=lambda index: -likeness[index])]
+
+
 def _by_difference(traces: Sequence[VerifiedTrace]) -> list[VerifiedTrace]:
     """The median one, then greedily the one whose nearest neighbour among those taken is farthest."""
     from rapidfuzz.fuzz import ratio
@@ -192,6 +218,7 @@ _ORDERS: Mapping[str, Callable[[Sequence[VerifiedTrace]], list[VerifiedTrace]]] 
     "first": list,
     "shortest": lambda traces: sorted(traces, key=lambda trace: trace.num_tokens),
     "median": _by_distance_to_median,
+    "agreed": _by_agreement,
     "diverse": _by_difference,
     "consensus": _by_distance_to_median,
     "all": list,
