@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
+from trl_reasoning_distill.data.files import read_json, read_jsonl, write_jsonl
 from trl_reasoning_distill.data.manifest import StageRun, read_manifest
 from trl_reasoning_distill.scripts import select, verify
 
@@ -59,6 +59,45 @@ def test_verify_writes_verdicts_and_training_rows(
     assert (output / "train.jsonl").stat().st_mtime_ns == before
 
 
+def test_a_report_of_shares(generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_verify(generated, tmp_path / "verify")
+    printed = capsys.readouterr().out
+    assert "correct 57.1% · incorrect 28.6% · undecided 14.3%" in printed
+    assert "whole 100.0% (57% right)" in printed
+    summary = read_json(tmp_path / "verify" / "summary.json")
+    assert summary["rule"] == {"whole": {"traces": 7, "correct": 4, "incorrect": 2, "undecided": 1}}
+    assert sum(group["traces"] for group in summary["method"].values()) == 7
+    assert {row["rule"] for row in read_jsonl(tmp_path / "verify" / "verdicts.jsonl")} == {"whole"}
+
+
+def test_a_stopped_run_goes_on(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_CHUNK", 3)
+    verify_chunk, seen = verify._verify_chunk, []
+
+    def stop_at_the_second(chunk: Any, *others: Any) -> Any:
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append([(trace.problem_id, trace.sample) for trace in chunk])
+        return verify_chunk(chunk, *others)
+
+    monkeypatch.setattr(verify, "_verify_chunk", stop_at_the_second)
+    output = tmp_path / "verify"
+    with pytest.raises(SystemExit):
+        run_verify(generated, output)
+    with open(output / "verdicts.partial.jsonl", "a") as handle:
+        handle.write('{"problem_id": "to')  # torn by the kill
+    assert not (output / "verdicts.jsonl").exists()
+    monkeypatch.setattr(
+        verify, "_verify_chunk", lambda chunk, *others: seen.append(len(chunk)) or verify_chunk(chunk, *others)
+    )
+    run_verify(generated, output, "--verify_workers", "1")
+    assert seen == [[("p", 0), ("p", 1), ("p", 2)], 3, 1]
+    assert not (output / "verdicts.partial.jsonl").exists()
+    run_verify(generated, tmp_path / "at_once")
+    assert (output / "verdicts.jsonl").read_text() == (tmp_path / "at_once" / "verdicts.jsonl").read_text()
+    assert (output / "train.jsonl").read_text() == (tmp_path / "at_once" / "train.jsonl").read_text()
+
+
 def test_select_selects_again(generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_verify(generated, tmp_path / "verify")
     output = tmp_path / "select"
@@ -88,6 +127,7 @@ def test_only_the_first_process_works(generated: Path, tmp_path: Path, monkeypat
         (["--strategy", "best"], "there are"),
         (["--target_format", "thnk"], "Did you mean 'think'"),
         (["--verify_timeout", "0"], "verify_timeout > 0"),
+        (["--fuzzy", "0"], "0 < fuzzy"),
         (["--stratgy", "first"], "Did you mean '--strategy'"),
     ],
 )
@@ -108,3 +148,8 @@ def test_nothing_to_train_on_says_why(generated: Path, tmp_path: Path, capsys: p
     assert "set response_format" in error
     assert "malformed" in error
     assert not (tmp_path / "verify" / "manifest.json").exists()
+    run_verify(generated, tmp_path / "other")
+    verdicts = (tmp_path / "other" / "verdicts.jsonl").read_text()
+    assert (tmp_path / "verify" / "verdicts.jsonl").read_text().count("\n") == verdicts.count("\n"), (
+        "they were not in vain"
+    )

@@ -3,20 +3,23 @@
     accelerate launch recipes/verify.py --config recipes/quickstart/verify.yaml
     trl-distill verify --traces runs/x/generate --output_dir runs/x/verify
 
-Reads what `generate` wrote. Writes `verdicts.jsonl` (each trace with status, method and reason: correct, incorrect or undecided;
-a time-out or a crash is undecided, never wrong in silence) and `train.jsonl` (the selected traces as prompt and completion, ready
-for `sft`, `capture` and `distill`). To select anew from the same verdicts, run `select`. Runs on one process; answers that need
-algebra are compared in workers that are killed at `verify_timeout`.
+Reads what `generate` wrote. Writes `verdicts.jsonl` (each trace with status, method, reason and rule: correct, incorrect or
+undecided; a time-out or a crash is undecided, never wrong in silence), `summary.json` (shares by status, method and rule) and
+`train.jsonl` (the selected traces as prompt and completion, ready for `sft`, `capture` and `distill`). To select anew from the same
+verdicts, run `select`. Runs on one process, and goes on where it was stopped; answers that need algebra are compared in workers that
+are killed at `verify_timeout`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.scripts.select import (
+from trl_reasoning_distill.scripts.selection import (
     SelectionArguments,
     describe_selection,
     read_format_name,
@@ -25,14 +28,15 @@ from trl_reasoning_distill.scripts.select import (
 from trl_reasoning_distill.scripts.stage import StageArguments, is_main_process, parse_stage, stage_main
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from trl import TrlParser
 
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.schema import Trace
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
 
 _CHUNK = 256
+_PARTIAL, _WHOLE = "verdicts.partial.jsonl", "verdicts.jsonl"
 
 
 @dataclass
@@ -51,6 +55,10 @@ class VerifyArguments(StageArguments):
     tolerance: float = field(
         default=1e-6, metadata={"help": "Relative tolerance of numbers that are not both integers."}
     )
+    fuzzy: float | None = field(
+        default=None,
+        metadata={"help": "Count a word as right from this similarity of 100 to the gold word; default: never."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +69,8 @@ class VerifyArguments(StageArguments):
                 f"Wanted verify_timeout > 0, verify_workers ≥ 1 and 0 ≤ tolerance < 1; found {self.verify_timeout}, "
                 f"{self.verify_workers} and {self.tolerance}."
             )
+        if self.fuzzy is not None and not 0 < self.fuzzy <= 100:
+            raise ValueError(f"Wanted 0 < fuzzy ≤ 100, found {self.fuzzy}.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -77,9 +87,10 @@ def main(args: list[str] | None = None) -> None:
     if not is_main_process():
         return
 
-    from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
+    from trl_reasoning_distill.data.files import read_jsonl, write_json
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.schema import Trace
+    from trl_reasoning_distill.teacher.selection import VerifiedTrace
 
     path = Path(options.traces)
     path = path / "traces.jsonl" if path.is_dir() else path
@@ -91,12 +102,16 @@ def main(args: list[str] | None = None) -> None:
         print(f"verify: {len(traces)} traces in {path} would be verified, as written in the format {format_name!r}")
         return
     settings = dataclasses.asdict(options) | dataclasses.asdict(selection) | {"response_format": format_name}
+    del settings["verify_workers"]  # a stopped run may go on with more
     with StageRun("verify", options.output_dir, settings, {"traces": path}, overwrite=options.overwrite) as run:
         if run.is_finished:
             print(f"verify: nothing to do, {options.output_dir} holds this run's result")
             return
-        verified = verify_traces(traces, format_name, options.verify_timeout, options.verify_workers, options.tolerance)
-        write_jsonl(run.output_dir / "verdicts.jsonl", (trace.to_row() for trace in verified))
+        rows = verify_traces(traces, format_name, options, run.output_dir)
+        summary = summarize(rows)
+        write_json(run.output_dir / "summary.json", summary)
+        print(describe_summary(summary))
+        verified = [VerifiedTrace.from_row(row) for row in rows]
         counts = write_selection(verified, selection, format_name, run.output_dir)
         result = (
             f"{counts['correct']} of {counts['traces']} traces correct ({counts['correct'] / counts['traces']:.1%}), "
@@ -107,36 +122,85 @@ def main(args: list[str] | None = None) -> None:
 
 
 def verify_traces(
-    traces: Sequence[Trace],
-    format_name: str,
-    timeout: float = 2.0,
-    num_workers: int | None = None,
-    tolerance: float = 1e-6,
-) -> list[VerifiedTrace]:
-    """Verify traces against their gold answers, with a progress bar; the order is kept."""
+    traces: Sequence[Trace], format_name: str, options: VerifyArguments, output_dir: Path
+) -> list[dict[str, Any]]:
+    """Verify traces against their gold answers, in order, with a progress bar.
+
+    Chunk by chunk, the rows are appended to a file in `output_dir`; what stands there already is not verified again.
+
+    Returns:
+        The rows of `verdicts.jsonl`: the columns of a `VerifiedTrace`, and `rule`, the rule that found the answer.
+    """
     from tqdm import tqdm
 
+    from trl_reasoning_distill.data.files import append_jsonl, read_jsonl, read_jsonl_prefix
     from trl_reasoning_distill.data.formatting import ReasoningFormat
+
+    if (output_dir / _WHOLE).exists():  # it was the selection that failed
+        return list(read_jsonl(output_dir / _WHOLE))
+    response_format = ReasoningFormat.preset(format_name)
+    rows = read_jsonl_prefix(output_dir / _PARTIAL)
+    if [(row["problem_id"], row["sample"]) for row in rows] != [(t.problem_id, t.sample) for t in traces[: len(rows)]]:
+        raise ValueError(f"{output_dir / _PARTIAL} holds verdicts of other traces. Give --overwrite to start anew.")
+    correct = sum(row["status"] == "correct" for row in rows)
+    with tqdm(total=len(traces), initial=len(rows), desc="verify", unit="trace") as bar:
+        while len(rows) < len(traces):
+            chunk = _verify_chunk(traces[len(rows) : len(rows) + _CHUNK], response_format, options)
+            append_jsonl(output_dir / _PARTIAL, chunk)
+            rows += chunk
+            correct += sum(row["status"] == "correct" for row in chunk)
+            bar.update(len(chunk))
+            bar.set_postfix_str(f"{correct / len(rows):.1%} correct")
+    os.replace(output_dir / _PARTIAL, output_dir / _WHOLE)
+    return rows
+
+
+def _verify_chunk(
+    chunk: Sequence[Trace], response_format: ReasoningFormat, options: VerifyArguments
+) -> list[dict[str, Any]]:
     from trl_reasoning_distill.teacher.selection import VerifiedTrace, is_reasoning_ok
+    from trl_reasoning_distill.verification.extract import extract_answer
     from trl_reasoning_distill.verification.verify import verify_answers
 
-    response_format = ReasoningFormat.preset(format_name)
-    verified = []
-    with tqdm(total=len(traces), desc="verify", unit="trace") as bar:
-        for start in range(0, len(traces), _CHUNK):
-            chunk = traces[start : start + _CHUNK]
-            verdicts = verify_answers(
-                [trace.completion for trace in chunk],
-                [trace.answer for trace in chunk],
-                num_workers=num_workers,
-                timeout=timeout,
-                tolerance=tolerance,
-            )
-            for trace, verdict in zip(chunk, verdicts, strict=True):
-                reasoning_ok = is_reasoning_ok(trace.completion, response_format)
-                verified.append(VerifiedTrace(**trace.to_row(), **verdict.to_row(), reasoning_ok=reasoning_ok))
-            bar.update(len(chunk))
-    return verified
+    verdicts = verify_answers(
+        [trace.completion for trace in chunk],
+        [trace.answer for trace in chunk],
+        num_workers=options.verify_workers,
+        timeout=options.verify_timeout,
+        tolerance=options.tolerance,
+        fuzzy=options.fuzzy,
+    )
+    rows = []
+    for trace, verdict in zip(chunk, verdicts, strict=True):
+        reasoning_ok = is_reasoning_ok(trace.completion, response_format)
+        verified = VerifiedTrace(**trace.to_row(), **verdict.to_row(), reasoning_ok=reasoning_ok)
+        rows.append(verified.to_row() | {"rule": extract_answer(trace.completion).rule})
+    return rows
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+    """How many traces, and how many of each status, for each method and each rule, most frequent first."""
+    summary: dict[str, dict[str, dict[str, int]]] = {}
+    for column in ("status", "method", "rule"):
+        names = Counter(row[column] for row in rows)
+        summary[column] = {
+            name: {"traces": count, **Counter(row["status"] for row in rows if row[column] == name)}
+            for name, count in names.most_common()
+        }
+    return summary
+
+
+def describe_summary(summary: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
+    """The shares of all traces, a line for each column; with rules, also the share that is right."""
+    total = sum(counts["traces"] for counts in summary["status"].values())
+    lines = []
+    for column, groups in summary.items():
+        parts = []
+        for name, counts in groups.items():
+            right = f" ({counts.get('correct', 0) / counts['traces']:.0%} right)" if column == "rule" else ""
+            parts.append(f"{name} {counts['traces'] / total:.1%}{right}")
+        lines.append(f"{column:>8}  " + " · ".join(parts))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
