@@ -1,0 +1,199 @@
+r"""The verifier: agreement with labels, beside other verifiers, and items per second.
+
+    python benchmarks/verification.py --data FOLDER --lm_eval_python ENV/bin/python --output benchmarks/results/verification
+
+`--data` holds `model_outputs/openai_gpt3_gsm8k.jsonl` (5276 real outputs with published labels), `equivalence_cases/math_verify.jsonl`
+(255 pairs with labels: the tests of math-verify) and `math/math500.jsonl`, whose answers are rewritten and changed here (see
+`verification_cases.py`). `--further_cases` is a JSONL file of further (source, gold, pred, expected) rows. The speed is of
+`verify_answers` with two workers, which start before the clock does; `cpu` is the computing time of this process and its workers,
+which a busy machine stretches less than the wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import verification_baselines as baselines
+from verification_cases import Case, load_cases
+
+from trl_reasoning_distill.data.schema import Verdict
+from trl_reasoning_distill.verification.verify import verify_answers
+
+WORKERS = 2
+GOALS = {"GSM8K outputs": 0.99, "equivalence cases": 0.97}
+ITEMS_PER_SECOND = 300.0
+BENIGN = ("GSM8K outputs", "equivalence cases")
+"""Real outputs and real labelled pairs: the mix that the speed is promised for."""
+
+
+def judge_ours(cases: Sequence[Case]) -> list[Verdict]:
+    """Our verdicts."""
+    return verify_answers([case.output for case in cases], [case.gold for case in cases], num_workers=WORKERS)
+
+
+def agreement(cases: Sequence[Case], said: Sequence[bool]) -> dict[str, dict[str, float]]:
+    """For each group: cases, and how many are judged as labelled; false positives and negatives apart."""
+    table: dict[str, dict[str, float]] = {}
+    for case, right in zip(cases, said, strict=True):
+        row = table.setdefault(case.group, {"cases": 0, "agree": 0, "false_positives": 0, "false_negatives": 0})
+        row["cases"] += 1
+        row["agree"] += right == case.expected
+        row["false_positives"] += right and not case.expected
+        row["false_negatives"] += case.expected and not right
+    for row in table.values():
+        row["agreement"] = round(row["agree"] / row["cases"], 4)
+    return table
+
+
+def disagreements(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> list[dict]:
+    """Every case that is not judged as labelled; `number` counts within its group, from 0."""
+    numbers: Counter[str] = Counter()
+    found = []
+    for case, verdict in zip(cases, verdicts, strict=True):
+        if verdict.status != ("correct" if case.expected else "incorrect"):
+            found.append({"number": numbers[case.group], **asdict(case), **asdict(verdict)})
+        numbers[case.group] += 1
+    return found
+
+
+def speed(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
+    """Items per second of each group, of the benign mix, and of what algebra decides."""
+    groups = {group: [case for case in cases if case.group == group] for group in dict.fromkeys(c.group for c in cases)}
+    groups["benign mix"] = [case for case in cases if case.group in BENIGN]
+    groups["algebra alone"] = [
+        case
+        for case, verdict in zip(cases, verdicts, strict=True)
+        if verdict.method == "symbolic" or verdict.status == "undecided"
+    ]
+    judge_ours([Case("", "", "\\boxed{\\sqrt{8}}", f"{number}\\sqrt{{2}}", False) for number in range(50)])
+    table = {}
+    for name, members in groups.items():
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+        judge_ours(members)
+        wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+        table[name] = {
+            "items": len(members),
+            "items_per_second": round(len(members) / wall, 1),
+            "items_per_cpu_second": round(len(members) / cpu, 1),
+        }
+    return table
+
+
+def _cpu_seconds() -> float:
+    """Computing time of this process and its living workers (Linux)."""
+    ticks = 0
+    for pid in (os.getpid(), *_children()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def table_of(report: dict) -> str:
+    """The report as Markdown."""
+    names = list(report["agreement"])
+    lines = [
+        f"`{report['command']}`",
+        "",
+        f"Versions: {', '.join(f'{k} {v}' for k, v in report['versions'].items())}.",
+        "",
+    ]
+    lines += [f"| agreement with labels | n | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    for group in report["agreement"]["ours"]:
+        rows = [report["agreement"][name][group] for name in names]
+        cells = [
+            f"{row['agreement']:.2%} ({row['false_positives']:.0f} + {row['false_negatives']:.0f})" for row in rows
+        ]
+        lines.append(f"| {group} | {rows[0]['cases']:.0f} | {' | '.join(cells)} |")
+    lines += ["", "In parentheses: wrong answers taken for right + right answers taken for wrong.", ""]
+    if report["skipped"]:
+        lines += [*(f"Skipped: {name} ({reason})." for name, reason in report["skipped"].items()), ""]
+    if report["speed"]:
+        lines += [f"| speed, {WORKERS} workers | items | items/s | items per CPU second |", "|---|---|---|---|"]
+        for group, row in report["speed"].items():
+            lines.append(f"| {group} | {row['items']} | {row['items_per_second']} | {row['items_per_cpu_second']} |")
+        lines.append("")
+    lines += ["| goal | measured | |", "|---|---|---|"]
+    for goal in report["goals"]:
+        state = "reached" if goal["reached"] else "missed"
+        lines.append(f"| {goal['what']} ≥ {goal['limit']} | {goal['measured']} | {state} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--further_cases", type=Path)
+    parser.add_argument("--lm_eval_python", type=Path)
+    parser.add_argument("--quick", action="store_true", help="every twentieth case, no speed")
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    parser.add_argument("--show", action="store_true", help="also print every case that is not judged as labelled")
+    parser.add_argument("--output", type=Path, help="also write the table to OUTPUT.md and the figures to OUTPUT.json")
+    options = parser.parse_args()
+    cases = load_cases(options.data, options.further_cases)[:: 20 if options.quick else 1]
+    verdicts = judge_ours(cases)
+    judges: dict[str, Callable[[Sequence[Case]], list[bool]]] = {
+        "math-verify alone": baselines.math_verify_alone,
+        "TRL accuracy_reward": baselines.trl_accuracy_reward,
+    }
+    skipped = {}
+    if options.lm_eval_python:
+        judges["lm-eval"] = lambda them: baselines.lm_eval_rules(them, options.lm_eval_python)
+    else:
+        skipped["lm-eval"] = "no --lm_eval_python"
+    figures = {"ours": agreement(cases, [verdict.status == "correct" for verdict in verdicts])}
+    for name, judge in judges.items():
+        print(f"asking {name} about {len(cases)} cases", file=sys.stderr, flush=True)
+        figures[name] = agreement(cases, judge(cases))
+    speeds = {} if options.quick else speed(cases, verdicts)
+    measured = {f"agreement, {group}": (figures["ours"][group]["agreement"], limit) for group, limit in GOALS.items()}
+    if speeds:
+        measured["items/s, benign mix"] = (speeds["benign mix"]["items_per_second"], ITEMS_PER_SECOND)
+    report = {
+        "benchmark": "verification",
+        "command": shlex.join(
+            ["python", "benchmarks/verification.py", *(word.rpartition("/")[2] for word in sys.argv[1:])]
+        ),
+        "versions": {name: metadata.version(name) for name in ("math-verify", "sympy", "trl")},
+        "agreement": figures,
+        "skipped": skipped,
+        "undecided": sum(verdict.status == "undecided" for verdict in verdicts),
+        "methods": dict(Counter(verdict.method for verdict in verdicts)),
+        "speed": speeds,
+        "goals": [
+            {"what": what, "measured": value, "limit": limit, "reached": value >= limit}
+            for what, (value, limit) in measured.items()
+        ],
+    }
+    different = disagreements(cases, verdicts)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.with_suffix(".md").write_text(table_of(report))
+        # Which cases, not their texts: the data has its own licences.
+        texts = ("output", "gold", "reason")
+        short = [{key: value for key, value in row.items() if key not in texts} for row in different]
+        options.output.with_suffix(".json").write_text(json.dumps(report | {"disagreements": short}, indent=1) + "\n")
+    if options.show:
+        for row in different:
+            print(json.dumps(row, ensure_ascii=False))
+    if not options.json:
+        print(table_of(report))
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
