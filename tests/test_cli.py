@@ -31,7 +31,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_help_lists_every_stage(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(list(args))
     text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text for name in ["run", "recipes", *STAGES])
+    assert all(f"\n  {name} " in text for name in ["run", "recipes", "doctor", *STAGES])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,8 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             pipeline.main(args)
         elif command == "recipes":
             recipes(args)
+        elif command == "doctor":
+            from trl_reasoning_distill.doctor.command import main as examine
+
+            examine(args)
         else:
-            stage.check_known([command], [*STAGES, "run", "recipes"], "trl-distill")
+            stage.check_known([command], [*STAGES, "run", "recipes", "doctor"], "trl-distill")
             run_stage(command, args)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         stage.exit_with(error, stage.USAGE_ERROR)
@@ -84,6 +88,7 @@ def overview() -> str:
             "",
             "a whole recipe:",
             "  recipes    list the recipes that come with this package; `recipes copy NAME FOLDER` makes one's own",
+            "  doctor     look before you launch: memory, disk, time and hazards of a recipe",
             "  run        run the stages of a recipe in order, skipping what is done: trl-distill run recipes/quickstart",
             "",
             "its stages, in order:",

@@ -61,12 +61,13 @@ RULES = {
     ),
     "interruption": Rule(internal=(), only=frozenset()),
     "extras": Rule(internal=(), only=frozenset()),
+    "doctor": Rule(internal=("scripts", "pipeline", "data", "teacher.vocabulary", "losses"), banned=TRL),
     "shipped": Rule(internal=(), only=frozenset({"yaml"})),
     "launch": Rule(
         internal=("scripts", "shipped", "interruption"), banned=HEAVY - {"torch"}
     ),  # only in the launcher's own process
     "pipeline": Rule(internal=("scripts", "launch", "data", "shipped"), banned=HEAVY),
-    "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped"), banned=HEAVY),
+    "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped", "doctor.command"), banned=HEAVY),
 }
 EXCEPTIONS = {"trainer/callbacks.py": ("evaluation",)}
 """Files that may import one room more."""

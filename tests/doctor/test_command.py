@@ -1,0 +1,143 @@
+"""The doctor on a healthy recipe, and on one with every sickness it knows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from trl_reasoning_distill import cli
+from trl_reasoning_distill.data.files import write_jsonl
+from trl_reasoning_distill.doctor.command import main
+from trl_reasoning_distill.shipped import copy_recipe
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the quickstart to make sick."""
+    monkeypatch.chdir(tmp_path)
+    return copy_recipe("quickstart", Path("mine"))
+
+
+def change(recipe: Path, stage: str, **options: Any) -> None:
+    path = recipe / f"{stage}.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | options))
+
+
+def examine(recipe: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = 0
+    try:
+        main([str(recipe), "--json", *words])
+    except SystemExit as stop:
+        code = int(str(stop.code))
+    return code, json.loads(capsys.readouterr().out)
+
+
+def messages(found: dict[str, Any], level: str) -> str:
+    return "\n".join(f"{item['stage']}: {item['message']}" for item in found["findings"] if item["level"] == level)
+
+
+def test_a_healthy_recipe_is_green_and_its_steps_are_right(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = examine(recipe, capsys)
+    assert code == 0
+    assert not messages(found, "red")
+    assert not messages(found, "yellow")
+    assert "one tokenizer" in messages(found, "green")
+    assert found["stages"]["sft"]["steps"] == 15 * 63, "1,000 rows at most, 16 per step, 15 epochs"
+    assert found["stages"]["sft"]["is_assumed"]
+
+
+def test_the_table_names_every_stage(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["doctor", str(recipe), "--card", "l4"])
+    text = capsys.readouterr().out
+    assert all(f"\n{name} " in text for name in ("generate", "sft", "capture", "distill", "evaluate"))
+    assert "cheapest that fits: single_gpu on 1" in text
+
+
+def test_rows_that_exist_are_counted_and_read(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": "1 + 1 ?"}], "completion": [{"role": "assistant", "content": "2 " * n}]}
+        for n in [3] * 8 + [400] * 2
+    ]
+    (recipe.parent / "runs/mine/verify").mkdir(parents=True)
+    write_jsonl(recipe.parent / "runs/mine/verify/train.jsonl", rows)
+    code, found = examine(recipe, capsys)
+    assert code == 0
+    assert found["stages"]["sft"]["rows"] == 10
+    assert not found["stages"]["sft"]["is_assumed"]
+    assert "sft: 2 of the first 10 rows are longer than max_length=256" in messages(found, "yellow")
+
+
+def test_every_sickness_is_seen(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(recipe, "generate", source="gsm8k", split="test", source_options=None)
+    change(recipe, "evaluate", source="gsm8k", split="test", source_options=None)
+    change(recipe, "sft", eval_strategy="epoch", num_train_epochs=3)
+    change(recipe, "distill", trust_remote_code=True)
+    template = recipe / "models/student/chat_template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}{{ eos_token }}"
+    )  # as DeepSeek-R1's does
+    code, found = examine(recipe, capsys)
+    assert code == 1
+    red, yellow = messages(found, "red"), messages(found, "yellow")
+    assert "evaluate: tests on gsm8k, split 'test': the very problems that are trained on" in red
+    assert "sft: eval_strategy is epoch, but there are no evaluation rows" in red
+    assert "sft: the chat template drops or doubles <think>" in red
+    assert "distill: the SFT control differs in num_train_epochs" in yellow
+    assert "trust_remote_code is on" in yellow
+
+
+def test_another_tokenizer_without_align_is_red(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = recipe / "models/other"
+    shutil.copytree(recipe / "models/student", other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    names = list(tokenizer.get_vocab())
+    text = (other / "tokenizer.json").read_text()
+    content = json.loads(text)
+    vocabulary = content["model"]["vocab"]
+    first, second = [name for name in names if name in vocabulary][-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    change(recipe, "distill", model_name_or_path=str(other))
+    code, found = examine(recipe, capsys)
+    assert code == 1
+    assert "add the stage align" in messages(found, "red")
+
+
+def test_an_unknown_option_is_red_and_a_model_that_cannot_be_had_is_yellow(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(recipe, "sft", learning_rat=1e-4)
+    change(recipe, "generate", model="nobody/has-this-model")
+    code, found = examine(recipe, capsys)
+    assert code == 1
+    assert "Did you mean 'learning_rate'?" in messages(found, "red")
+    assert "nobody/has-this-model" in messages(found, "yellow")
+
+
+def test_what_does_not_fit_is_red_with_what_would(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = examine(recipe, capsys, "--card", "0.5")
+    assert code == 1
+    assert "does not fit" in messages(found, "red")
+    assert examine(recipe, capsys, "--card", "h100")[0] == 0
+
+
+def test_strict_leaves_with_3_for_yellow(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(recipe, "distill", trust_remote_code=True)
+    assert examine(recipe, capsys)[0] == 0
+    assert examine(recipe, capsys, "--strict")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["--card", "h999"], "Unknown card"), (["--accelerate_config", "zero9"], "zero9")]
+)
+def test_a_typo_is_a_line(recipe: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main([str(recipe), *words])

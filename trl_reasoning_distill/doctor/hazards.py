@@ -1,0 +1,278 @@
+"""What goes wrong in silence, looked for before it can."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.manifest import read_manifest
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
+from trl_reasoning_distill.doctor.facts import Resources, StageFacts, UnknownModelError
+from trl_reasoning_distill.doctor.findings import Finding, Level
+from trl_reasoning_distill.teacher.vocabulary import Vocabulary, map_vocabulary
+
+_REASONING, _ANSWER = "First 2 + 3 = 5. Then 5 * 4 = 20.", "20"
+_OVERLONG_WARNING, _OVERLONG_LIMIT = 0.01, 0.5
+
+Check = Callable[[StageFacts, Resources], Iterator[Finding]]
+
+
+def check_stage(facts: StageFacts, resources: Resources) -> list[Finding]:
+    """Everything that can be said of one stage by itself."""
+    found: list[Finding] = []
+    for check in (check_models, check_extras, check_evaluation_rows, check_output, check_tokenizer, check_rows):
+        try:
+            found += check(facts, resources)
+        except UnknownModelError:  # check_models has said so
+            continue
+    return found
+
+
+def check_models(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
+    """Can configuration and tokenizer be had; is a hub model's own code asked for?"""
+    if facts.get("engine", "transformers") == "openai":
+        return
+    for role, model in facts.models.items():
+        if not model:
+            yield Finding("red", facts.name, f"no {role} is named.")
+            continue
+        if str(model).startswith("runs/"):
+            continue  # made by an earlier stage
+        try:
+            resources.config(model)
+            resources.tokenizer(model)
+        except UnknownModelError as error:
+            yield Finding(
+                "yellow", facts.name, f"{role}: its configuration cannot be had here, so it is not checked ({error})."
+            )
+    if facts.get("trust_remote_code"):
+        yield Finding(
+            "yellow", facts.name, "trust_remote_code is on: code that comes with the model runs on this machine."
+        )
+
+
+def check_extras(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
+    """Is everything installed that the options ask for?"""
+    needs: dict[str, str] = {}
+    if (
+        facts.get("load_in_4bit")
+        or facts.get("load_in_8bit")
+        or facts.get("quantization")
+        or "8bit" in str(facts.get("optim"))
+        or "paged" in str(facts.get("optim"))
+    ):
+        needs["bitsandbytes"] = "quantization"
+    if facts.get("engine") == "vllm":
+        needs["vllm"] = "vllm"
+    if facts.get("engine") == "openai":
+        needs["openai"] = "server"
+    if facts.item.script == "report":
+        needs |= {"matplotlib": "report", "jinja2": "report"}
+    for module, extra in needs.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding(
+                "red", facts.name, f"{module} is not installed: pip install 'trl-reasoning-distill[{extra}]'."
+            )
+
+
+def check_evaluation_rows(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
+    """Does a training that evaluates have rows to evaluate?"""
+    if not facts.is_training:
+        return
+    strategy = facts.get("eval_strategy")
+    asks = str(getattr(strategy, "value", strategy)) not in ("no", "False", "None")
+    if asks and not (facts.get("eval_path") or facts.get("eval_share") or facts.get("eval_dataset")):
+        yield Finding(
+            "red",
+            facts.name,
+            f"eval_strategy is {strategy}, but there are no evaluation rows: set eval_share or eval_path.",
+        )
+    if facts.get("load_best_model_at_end") and not asks:
+        yield Finding("red", facts.name, "load_best_model_at_end needs eval_strategy: steps or epoch.")
+
+
+def check_output(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
+    """Is the output folder free, or this recipe's own?"""
+    folder = facts.item.output_dir
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        yield Finding(
+            "yellow", facts.name, f"{folder} holds an unfinished run; it goes on there if the options are the same."
+        )
+        return
+    yield Finding(
+        "yellow",
+        facts.name,
+        f"{folder} holds a finished {manifest.stage} ({manifest.result}); it is used as it is, or refused if options changed (--overwrite).",
+    )
+
+
+def check_tokenizer(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
+    """Do padding and template leave the reasoning and the end token alone?"""
+    if not facts.is_training:
+        return
+    tokenizer = resources.tokenizer(facts.get("model_name_or_path"))
+    if tokenizer.eos_token_id is None:
+        yield Finding(
+            "red", facts.name, "the student's tokenizer has no EOS token: the model could never learn to stop."
+        )
+    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+        yield Finding(
+            "green",
+            facts.name,
+            "padding is the EOS token; only padding is masked, the completion's own EOS is trained on.",
+        )
+    if tokenizer.chat_template is None:
+        return
+    form = ReasoningFormat.preset(str(facts.get("reasoning_format") or "think"))
+    row = {
+        "prompt": [{"role": "user", "content": "What is (2 + 3) * 4?"}],
+        "completion": [{"role": "assistant", "content": form.render(_REASONING, _ANSWER)}],
+    }
+    tokens = tokenize_example(tokenizer, row)
+    supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if label != IGNORE_INDEX]
+    prompt = tokenizer.decode(tokens.input_ids[: len(tokens.input_ids) - len(supervised)])
+    text = tokenizer.decode(supervised)
+    if form.open_tag and not form.parse(text, opened=form.is_opened_by(prompt)).well_formed:
+        yield Finding(
+            "red",
+            facts.name,
+            f"the chat template drops or doubles {form.open_tag}: the student would be trained on {text[:80]!r}. Give another chat_template_path.",
+        )
+    elif tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in supervised:
+        yield Finding(
+            "yellow",
+            facts.name,
+            f"the chat template ends the assistant's turn without {tokenizer.eos_token!r}: check that generation stops at what it ends with.",
+        )
+    else:
+        yield Finding("green", facts.name, "the chat template keeps the reasoning whole and ends with EOS.")
+
+
+def check_rows(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
+    """Of the rows that exist: how many are too long, how many have nothing to learn from?"""
+    if not facts.is_training or not facts.sample:
+        return
+    tokenizer = resources.tokenizer(facts.get("model_name_or_path"))
+    limit = facts.get("max_length")
+    rows = [tokenize_example(tokenizer, row) for row in facts.sample]
+    empty = sum(all(label == IGNORE_INDEX for label in row.labels[1:]) for row in rows)
+    if empty:
+        yield Finding(
+            "red" if empty == len(rows) else "yellow",
+            facts.name,
+            f"{empty} of the first {len(rows)} rows have no supervised token.",
+        )
+    overlong = sum(limit is not None and len(row.input_ids) > int(limit) for row in rows)
+    share = overlong / len(rows)
+    if share > _OVERLONG_WARNING:
+        longest = max(len(row.input_ids) for row in rows)
+        yield Finding(
+            "red" if share > _OVERLONG_LIMIT else "yellow",
+            facts.name,
+            f"{overlong} of the first {len(rows)} rows are longer than max_length={limit} (the longest has {longest}) and would be left out.",
+        )
+
+
+def check_recipe(stages: Sequence[StageFacts], resources: Resources) -> list[Finding]:
+    """What only shows between stages: do teacher and student agree, are training and test apart, is the control fair?"""
+    found: list[Finding] = []
+    for check in (check_vocabularies, check_contamination, check_control):
+        try:
+            found += check(stages, resources)
+        except UnknownModelError as error:
+            found.append(Finding("yellow", "recipe", f"{check.__doc__ or ''} Not checked: {error}."))
+    return found
+
+
+def check_vocabularies(stages: Sequence[StageFacts], resources: Resources) -> Iterator[Finding]:
+    """Teacher's and student's vocabulary."""
+    captures = [facts for facts in stages if facts.item.script == "capture"]
+    aligned = any(facts.item.script == "align" for facts in stages)
+    for student_stage in (facts for facts in stages if facts.item.script == "distill"):
+        for capture in captures:
+            teacher, student = capture.get("model"), student_stage.get("model_name_or_path")
+            vocabularies = [Vocabulary(resources.tokenizer(name)) for name in (teacher, student)]
+            mapped = map_vocabulary(vocabularies[0], vocabularies[1])
+            same = all(int(twin) == i for i, twin in enumerate(mapped) if i in vocabularies[0].bytes_of)
+            sizes = [resources.config(name).get_text_config().vocab_size for name in (teacher, student)]
+            if same:
+                note = (
+                    ""
+                    if sizes[0] == sizes[1]
+                    else f" (embeddings of {sizes[0]:,} and {sizes[1]:,} rows: padding rows carry no mass)"
+                )
+                yield Finding("green", student_stage.name, f"teacher and student have one tokenizer{note}.")
+            elif aligned:
+                yield Finding(
+                    "green",
+                    student_stage.name,
+                    "teacher and student have different tokenizers, and the recipe aligns them.",
+                )
+            else:
+                share = float((mapped >= 0).mean())
+                yield Finding(
+                    "red",
+                    student_stage.name,
+                    f"teacher and student have different tokenizers ({share:.0%} of the teacher's tokens have a twin): add the stage align between capture and distill.",
+                )
+
+
+def check_contamination(stages: Sequence[StageFacts], resources: Resources) -> Iterator[Finding]:
+    """Training and test problems."""
+    trained = {
+        (str(facts.get("source")), facts.get("split")) for facts in stages if facts.item.script in ("generate", "data")
+    }
+    for facts in stages:
+        if facts.item.script == "evaluate" and (str(facts.get("source")), facts.get("split")) in trained:
+            yield Finding(
+                "red",
+                facts.name,
+                f"tests on {facts.get('source')}, split {facts.get('split')!r}: the very problems that are trained on.",
+            )
+
+
+def check_control(stages: Sequence[StageFacts], resources: Resources) -> Iterator[Finding]:
+    """The SFT control's budget."""
+    trainings = {facts.item.script: facts for facts in stages if facts.item.script in ("sft", "distill")}
+    if set(trainings) != {"sft", "distill"}:
+        return
+    sft, distill = trainings["sft"], trainings["distill"]
+    if str(distill.get("model_name_or_path")).startswith(str(sft.item.output_dir)):
+        return  # distillation goes on from the SFT model: stages of one student, not arms of a comparison
+    names = (
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "max_length",
+        "dataset_path",
+        "seed",
+    )
+    differing = [name for name in names if sft.get(name) != distill.get(name)]
+    if differing:
+        yield Finding(
+            "yellow",
+            distill.name,
+            f"the SFT control differs in {', '.join(differing)}: a difference in accuracy would not be distillation's alone.",
+        )
+    else:
+        yield Finding("green", distill.name, "the SFT control has the same rows, steps and batch.")
+
+
+def check_disk(folder: Path, needed: int) -> Finding:
+    """Is there room for what the recipe writes?"""
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    level: Level = "red" if needed > free else "yellow" if needed > 0.8 * free else "green"
+    return Finding(
+        level,
+        "recipe",
+        f"about {needed / 2**30:.1f} GiB of disk are needed, {free / 2**30:.1f} GiB are free at {folder}.",
+    )

@@ -1,0 +1,176 @@
+"""Steps, tokens, time and disk of a stage, as far as they can be foretold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from trl_reasoning_distill.data.files import read_jsonl
+from trl_reasoning_distill.doctor.cards import SHARDINGS, Card, candidates
+from trl_reasoning_distill.doctor.facts import Resources, StageFacts
+from trl_reasoning_distill.doctor.memory import Memory, Sharding, inference_memory, model_shape, training_memory
+
+UTILISATION = 0.35
+"""Share of a card's data-sheet TFLOP/s that trainings of small models reach."""
+
+STORE_BYTES_PER_POSITION_AND_ID = 1.8
+ASSUMED_TOKENS = 300
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will take.
+
+    Attributes:
+        memory: On one rank; `None` for stages without a model.
+        rows: Rows it reads; `None` if that is not known yet.
+        tokens: Tokens that go through a model in all.
+        steps: Optimizer steps of a training.
+        seconds: With the card's speed; `None` without one.
+        disk: Bytes it writes.
+        is_assumed: Whether the tokens per row are assumed because the rows do not exist yet.
+    """
+
+    memory: Memory | None
+    rows: int | None
+    tokens: int | None
+    steps: int | None
+    seconds: float | None
+    disk: int
+    is_assumed: bool
+
+
+def plan_stage(
+    facts: StageFacts,
+    resources: Resources,
+    *,
+    rows: int | None,
+    sharding: Sharding,
+    card: Card | None,
+    completion_tokens: int | None = None,
+) -> StagePlan:
+    """Foretell one stage.
+
+    Args:
+        facts: The stage.
+        resources: Configurations and tokenizers.
+        rows: How many rows reach it; `None` if not known.
+        sharding: How it is launched.
+        card: The GPUs it runs on.
+        completion_tokens: Most tokens of a completion, where rows do not exist yet.
+    """
+    rows = min(rows, int(facts.get("limit"))) if rows is not None and facts.get("limit") else rows
+    length, is_assumed = _row_length(facts, resources, completion_tokens)
+    if facts.is_training:
+        return _plan_training(facts, resources, rows, length, is_assumed, sharding, card)
+    models = list(facts.models.values())
+    if not models or facts.get("engine", "transformers") == "openai":
+        return StagePlan(None, rows, None, None, None, 0, is_assumed)
+    shapes = [model_shape(resources.config(model)) for model in models if resources.has_config(model)]
+    if not shapes:
+        return StagePlan(None, rows, None, None, None, 0, is_assumed)
+    largest = max(shapes, key=lambda shape: shape.parameters)
+    quantised = facts.get("quantization") or facts.get("load_in_4bit")
+    on_gpu = card is not None
+    weight_bytes = 0.52 if quantised else 2 if on_gpu else 4
+    batch_tokens = int(facts.get("max_batch_tokens") or 16384)
+    capture = facts.item.script == "capture"
+    memory = inference_memory(
+        largest, weight_bytes=weight_bytes, batch_tokens=batch_tokens, logits_rows=1024 if capture else 128
+    )
+    passes = len(shapes) * int(facts.get("num_samples") or 1)
+    tokens = rows * length * passes if rows is not None else None
+    flops = 2 * largest.parameters * (tokens or 0)
+    efficiency = UTILISATION if capture else UTILISATION / 10  # a decoder that writes waits for memory
+    seconds = flops / (card.tflops * 1e12 * efficiency * sharding.ranks) if card and tokens else None
+    disk = 0
+    if capture and tokens:
+        disk = int(tokens * (2 + STORE_BYTES_PER_POSITION_AND_ID * int(facts.get("top_k") or 25)))
+    elif tokens:
+        disk = tokens * 6
+    return StagePlan(memory, rows, tokens, None, seconds, disk, is_assumed)
+
+
+def _plan_training(
+    facts: StageFacts,
+    resources: Resources,
+    rows: int | None,
+    length: int,
+    is_assumed: bool,
+    sharding: Sharding,
+    card: Card | None,
+) -> StagePlan:
+    config = resources.config(facts.get("model_name_or_path"))
+    shape = facts.training_shape(resources)
+    memory = training_memory(config, shape, sharding, cuda=card is not None)
+    model = model_shape(config)
+    batch = shape.batch * int(facts.get("gradient_accumulation_steps") or 1) * sharding.ranks
+    steps = None
+    if int(facts.get("max_steps") or -1) > 0:
+        steps = int(facts.get("max_steps"))
+    elif rows is not None:
+        steps = math.ceil(rows / batch) * math.ceil(float(facts.get("num_train_epochs") or 3))
+    tokens = steps * batch * length if steps else None
+    factor = (8 if shape.checkpointing else 6) - (2 if shape.trainable is not None else 0)
+    seconds = None
+    if card and tokens:
+        seconds = factor * model.parameters * tokens / (card.tflops * 1e12 * UTILISATION * sharding.ranks)
+    trained = model.parameters if shape.trainable is None else shape.trainable
+    saved = trained * 4 * 3 + (model.parameters * 4 if shape.trainable is None else 0)
+    checkpoints = int(facts.get("save_total_limit") or 3) if facts.get("save_strategy") != "no" else 0
+    return StagePlan(memory, rows, tokens, steps, seconds, saved * checkpoints + trained * 4, is_assumed)
+
+
+def _row_length(facts: StageFacts, resources: Resources, completion_tokens: int | None) -> tuple[int, bool]:
+    """Mean tokens per row, from the rows if they exist, and whether it is an assumption."""
+    model = facts.models.get("student") or next(iter(facts.models.values()), None)
+    if facts.sample and model and resources.has_config(model):
+        tokenizer = resources.tokenizer(model)
+        lengths = [len(tokenizer(row_text(row)).input_ids) for row in facts.sample]
+        return max(1, round(sum(lengths) / len(lengths))), False
+    limit = facts.get("max_new_tokens") or completion_tokens
+    return (150 + int(limit) // 2 if limit else ASSUMED_TOKENS), True
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """All text of a training row."""
+    parts = []
+    for name in ("prompt", "completion", "messages", "text"):
+        value = row.get(name)
+        if isinstance(value, str):
+            parts.append(value)
+        elif isinstance(value, list):
+            parts += [str(message.get("content", "")) for message in value]
+    return "\n".join(parts)
+
+
+def count_rows(stages: Sequence[StageFacts]) -> dict[str, int | None]:
+    """How many rows reach each stage: counted where a file is there, else the limit of what generates them."""
+    made: int | None = None
+    counted: dict[str, int | None] = {}
+    for facts in stages:
+        if facts.rows_path is not None:
+            made = sum(1 for _ in islice(read_jsonl(facts.rows_path), None))
+        elif facts.item.script in ("generate", "data", "evaluate"):
+            limit = facts.get("limit")
+            made_here = int(limit) if limit else None
+            if facts.item.script == "evaluate":
+                counted[facts.name] = made_here
+                continue
+            made = made_here
+        counted[facts.name] = made
+    return counted
+
+
+def cheapest(facts: StageFacts, resources: Resources, card: Card, most_ranks: int) -> tuple[str, int, Memory] | None:
+    """The first launch configuration, from the cheapest on, in which a training fits on the cards; `None` if none does."""
+    config, shape = resources.config(facts.get("model_name_or_path")), facts.training_shape(resources)
+    for name, ranks in candidates(most_ranks):
+        base = SHARDINGS[name]
+        memory = training_memory(config, shape, Sharding(base.kind, ranks, base.offload))
+        if memory.on_gpu <= card.memory:
+            return name, ranks, memory
+    return None
