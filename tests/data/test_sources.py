@@ -196,14 +196,12 @@ def test_bad_rows_are_left_out_with_their_reason(tmp_path: Path, caplog: pytest.
     )
 
 
-def test_questions_without_answers_are_problems_if_that_is_said(tmp_path: Path) -> None:
+def test_questions_may_lack_an_answer_if_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "raw_questions.jsonl"
-    write_jsonl(path, [{"question": "1+1?"}])
-    with pytest.raises(ValueError, match=r'say \{"answer": null\}'):
-        load_problems(str(path))
-    (problem,) = load_problems(str(path), columns={"answer": None})
-    assert (problem.question, problem.answer) == ("1+1?", None)
-    assert load_problems(str(tmp_path / "raw_questions.jsonl"), columns={"answer": None}) == [problem]
+    write_jsonl(path, [{"question": "1+1?"}, {"question": "2+2?", "answer": 4}])
+    assert [problem.answer for problem in load_problems(str(path))] == ["4"]
+    problems = load_problems(str(path), answer_rule="optional")
+    assert [(problem.question, problem.answer) for problem in problems] == [("1+1?", None), ("2+2?", "4")]
 
 
 def test_a_problem_that_is_not_admitted_makes_room_for_another(shared_data: Path) -> None:

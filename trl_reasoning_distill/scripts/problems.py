@@ -95,7 +95,7 @@ class PromptArguments:
 
         name = self.response_format
         if name == OF_THE_SOURCE:
-            if source not in SOURCES:
+            if source is None or source not in SOURCES:
                 raise ValueError(
                     f"response_format=source needs a named source with a format of its own ({', '.join(SOURCES)}), found {source!r}; name the format."
                 )

@@ -18,24 +18,26 @@ def boxed(text: str) -> str | None:
 
 ANSWER_RULES: Mapping[str, Callable[[str], str | None]] = {
     "as_is": str.strip,
+    "optional": str.strip,
     "gsm8k": lambda text: text.rpartition("####")[2].strip().replace(",", ""),
     "boxed": boxed,
     "number": number_text,
 }
-"""How the answer's column becomes the answer: as it stands, after GSM8K's `####`, from the last `\\boxed{}`, or as a number."""
+"""How the answer's column becomes the answer: as it stands (`optional`: if it is there), after GSM8K's `####`, from the last `\\boxed{}`, or
+as a number."""
 
-DEFAULT_COLUMNS: Mapping[str, str | None] = {
+DEFAULT_COLUMNS: Mapping[str, str] = {
     name: name for name in ("question", "answer", "solution", "response", "kind", "id", "source")
 }
 
 
 def column_reader(
-    columns: Mapping[str, str | None] | None = None, answer_rule: str = "as_is"
+    columns: Mapping[str, str] | None = None, answer_rule: str = "as_is"
 ) -> Callable[[Fields], dict[str, Any]]:
     """A `SourceSpec.read_row` from a column map.
 
     Args:
-        columns: Our field to the column that holds it; `{"answer": None}` says that there are no answers.
+        columns: Our field to the column that holds it.
         answer_rule: One of `ANSWER_RULES`.
 
     Raises:
@@ -50,13 +52,9 @@ def column_reader(
     return partial(_read, columns={**DEFAULT_COLUMNS, **(columns or {})}, answer_rule=answer_rule)
 
 
-def _read(row: Fields, columns: Mapping[str, str | None], answer_rule: str) -> dict[str, Any]:
-    wanted = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
-    if "answer" in wanted and wanted["answer"] not in row and wanted["question"] in row:
-        raise ValueError(
-            f'no column {wanted["answer"]!r}; it has {sorted(row)}. Map it with columns, or say {{"answer": null}} if there are no answers'
-        )
-    fields = {ours: row[theirs] for ours, theirs in wanted.items() if theirs in row or ours == "question"}
+def _read(row: Fields, columns: Mapping[str, str], answer_rule: str) -> dict[str, Any]:
+    needed = {"question"} if answer_rule == "optional" else {"question", "answer"}
+    fields = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row or ours in needed}
     answer = fields.get("answer")
     fields["answer"] = None if answer is None else ANSWER_RULES[answer_rule](_text(answer))
     return fields
