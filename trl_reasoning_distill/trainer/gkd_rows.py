@@ -186,6 +186,11 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> tu
     return ids, mask
 
 
+def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The rows of a padded batch, on whichever side."""
+    return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+
+
 def is_supervised(labels: Tensor) -> Tensor:
     """Which labels there are to learn."""
     return labels != IGNORE_INDEX

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-import importlib.util
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +19,14 @@ import xxhash
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
-from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
 from trl_reasoning_distill.teacher.engines.base import SamplingConfig
 from trl_reasoning_distill.teacher.engines.transformers import SeededSampler, eos_token_ids, generation_mode
+from trl_reasoning_distill.trainer.gkd_rows import unpad
+from trl_reasoning_distill.trainer.preparation import LOSS_WEIGHT
+from trl_reasoning_distill.trainer.trl_bridge import make_vllm
 
 GenerateFunction = Callable[[Any, dict[str, Tensor], GenerationConfig], tuple[Tensor, Tensor, Tensor]]
 """TRL's `GKDTrainer.generate_on_policy_outputs`: ids, mask and labels from a model and left-padded prompts."""
@@ -71,6 +71,14 @@ class Tally:
     tokens: float = 0.0
     seconds: float = 0.0
 
+    def count(self, written: Sequence[Completion], rows: Sequence[dict[str, Any]], by_student: bool) -> None:
+        """Count a micro-batch of completions and the rows that were made of them."""
+        self.written += by_student
+        self.completions += len(written)
+        self.truncated += sum(completion.is_truncated for completion in written)
+        self.dropped += sum(all(label == IGNORE_INDEX for label in row["labels"]) for row in rows)
+        self.tokens += sum(len(completion.ids) for completion in written)
+
     def metrics(self, accelerator: Accelerator) -> dict[str, float]:
         """What is logged of all ranks. A collective: every rank calls it."""
         names = list(vars(self))
@@ -114,7 +122,7 @@ class Writer:
 
     def write(self, model: Any, prompts: Tensor, mask: Tensor, rooms: Sequence[int], step: int) -> list[Completion]:
         """Completions of left-padded prompts `(batch, length)`, each no longer than its room."""
-        rows = [ids[kept.bool()].tolist() for ids, kept in zip(prompts, mask, strict=True)]
+        rows = unpad(prompts, mask)
         limit = max(1, min(self.max_new_tokens, max(rooms)))
         config = GenerationConfig(
             max_new_tokens=limit,
@@ -169,7 +177,7 @@ class VLLMWriter:
         if step != self.synced_step:
             self.vllm.sync_weights()
             self.synced_step = step
-        rows = [ids[kept.bool()].tolist() for ids, kept in zip(prompts, mask, strict=True)]
+        rows = unpad(prompts, mask)
         _, written, *_ = self.vllm.generate(rows, None, 1)
         ends = set(eos_token_ids(model, self.tokenizer))
         completions = []
@@ -177,6 +185,26 @@ class VLLMWriter:
             foreign = next((place for place, token in enumerate(ids) if token >= self.shared_ids), len(ids))
             completions.append(as_completion(list(ids)[:foreign], ends, room))
         return completions
+
+
+def written_row(prompt: list[int], completion: Completion, by_student: bool, drops_truncated: bool) -> dict[str, Any]:
+    """A row of a prompt and what was written after it. The student is not fine-tuned on its own text, so that has no weight there."""
+    ids = [*prompt, *completion.ids]
+    is_dropped = completion.is_truncated and drops_truncated
+    supervised = [IGNORE_INDEX] * len(completion.ids) if is_dropped else completion.ids
+    weights = [0.0 if by_student else 1.0] * len(ids)
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(prompt) + supervised, LOSS_WEIGHT: weights}
+
+
+def sample(tokenizer: Any, prompt: list[int], completion: Completion, step: int, by_student: bool) -> dict[str, Any]:
+    """A completion as text, for people to read."""
+    return {
+        "step": step,
+        "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+        "completion": tokenizer.decode(completion.ids),
+        "truncated": completion.is_truncated,
+        "written_by": "student" if by_student else "teacher",
+    }
 
 
 def as_completion(ids: list[int], ends: set[int], room: int) -> Completion:
@@ -200,25 +228,46 @@ def timed(tally: Tally) -> Iterator[None]:
         tally.seconds += time.perf_counter() - started
 
 
-def show_samples(samples: Sequence[dict[str, Any]], trackers: Sequence[str]) -> None:
-    """Print a table of completions, and send it to wandb and trackio where a run of theirs is open."""
-    tqdm.write(samples_table(samples))
-    for name in ("wandb", "trackio"):
-        if name in trackers and importlib.util.find_spec(name) is not None:
-            tracker = importlib.import_module(name)
-            if name == "trackio" or tracker.run is not None:
-                import pandas as pd
+def make_writer(trainer: Any, generate: GenerateFunction) -> Writer | VLLMWriter:
+    """What the student writes with: `transformers`, or vLLM where that is asked for.
 
-                tracker.log({"completions": tracker.Table(dataframe=pd.DataFrame(samples))})
+    Args:
+        trainer: Its configuration, model, tokenizer and accelerator.
+        generate: TRL's function.
+
+    Raises:
+        ValueError: If vLLM is asked for and not installed.
+    """
+    args, tokenizer = trainer.args, trainer.tokenizer
+    if not args.use_vllm:
+        return transformers_writer(trainer, generate)
+    try:
+        vllm = make_vllm(
+            trainer.model,
+            trainer.accelerator,
+            tokenizer,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            max_model_length=args.max_length,
+            temperature=args.temperature,
+            max_completion_length=args.max_new_tokens,
+        )
+    except ImportError as error:
+        raise ValueError(f"`use_vllm`: {error} Or leave use_vllm out: transformers writes then.") from None
+    return VLLMWriter(vllm, tokenizer, trainer.shared_ids)
 
 
-def samples_table(samples: Sequence[dict[str, Any]], width: int = 60) -> str:
-    """Prompts and completions as a table of text, one line each."""
-    if not samples:
-        return ""
-    names = list(samples[0])
-    lines = [" | ".join(names), " | ".join("---" for _ in names)]
-    for sample in samples:
-        cells = [" ".join(str(sample[name]).split()).replace("|", "\\|") for name in names]
-        lines.append(" | ".join(cell if len(cell) <= width else f"{cell[: width - 1]}…" for cell in cells))
-    return "\n".join(f"| {line} |" for line in lines)
+def transformers_writer(trainer: Any, generate: GenerateFunction) -> Writer:
+    """A `Writer` with the trainer's settings."""
+    args = trainer.args
+    return Writer(
+        trainer.accelerator,
+        generate,
+        trainer.tokenizer,
+        temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens,
+        shared_ids=trainer.shared_ids,
+        seed=args.seed,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import random
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoConfig
 
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference
 from trl_reasoning_distill.teacher.context import TeacherContext
 from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
@@ -31,6 +31,7 @@ from trl_reasoning_distill.trainer.gkd_rows import (
     PromptAndCompletion,
     PromptCollator,
     PromptColumns,
+    unpad,
 )
 from trl_reasoning_distill.trainer.kd_metrics import distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.live_teacher import (
@@ -42,26 +43,33 @@ from trl_reasoning_distill.trainer.live_teacher import (
     Targets,
     TeacherBatch,
     context_length,
-    count_shared_ids,
-    load_teacher,
-    load_teacher_tokenizer,
 )
-from trl_reasoning_distill.trainer.preparation import LOSS_WEIGHT
 from trl_reasoning_distill.trainer.reasoning_sft import LossBatch, ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.reference import make_reference
-from trl_reasoning_distill.trainer.rollouts import Completion, Tally, VLLMWriter, Writer, show_samples, timed
+from trl_reasoning_distill.trainer.rollout_store import RolloutStore, make_rollout_store
+from trl_reasoning_distill.trainer.rollouts import Tally, make_writer, sample, timed, transformers_writer, written_row
+from trl_reasoning_distill.trainer.samples import show_samples
+from trl_reasoning_distill.trainer.teacher_loading import count_shared_ids, load_teacher, load_teacher_tokenizer
 from trl_reasoning_distill.trainer.trl_bridge import (
     BridgedGKDTrainer,
     LanguageHead,
     disable_dropout_in_model,
     main_process_first,
-    make_vllm,
     unwrap_model_for_generation,
 )
 
 logger = logging.getLogger(__name__)
 
 _STUDENT_WROTE = "student_wrote"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A micro-batch while its loss is computed: what the teacher has read, and which tokens the student wrote, if it did."""
+
+    reading: Any
+    inputs: dict[str, Tensor]
+    student_wrote: bool
 
 
 class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
@@ -120,7 +128,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             args.teacher_model_name_or_path, teacher_model = teacher_model, None
         self._given_teacher, self._teacher_tokenizer = teacher_model, teacher_tokenizer
         self._reader: Any = None
-        self._reading: Any = None
+        self._step: _Step | None = None
         self._targets: Targets | None = None
         self._tally = Tally()
         self._samples: collections.deque[dict[str, Any]] = collections.deque(maxlen=args.num_completions_to_print)
@@ -131,7 +139,14 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         self.teacher = self.make_teacher()
-        self.writer = self._make_writer()
+        self.writer = make_writer(self, self.generate_on_policy_outputs)
+        self.teacher_writer = self.writer
+        if args.seq_kd and args.use_vllm:  # vLLM holds the student
+            self.teacher_writer = transformers_writer(self, self.generate_on_policy_outputs)
+        self.rollout_store: RolloutStore | None = None
+        if args.refresh_store is not None:
+            self.rollout_store = make_rollout_store(self, str(args.refresh_store))
+            self.add_callback(self.rollout_store)
 
     # The teacher
 
@@ -245,40 +260,6 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
 
     # Writing
 
-    def _make_writer(self) -> Writer | VLLMWriter:
-        args = self.args
-        if args.use_vllm:
-            try:
-                vllm = make_vllm(
-                    self.model,
-                    self.accelerator,
-                    self.tokenizer,
-                    mode=args.vllm_mode,
-                    server_base_url=args.vllm_server_base_url,
-                    gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-                    tensor_parallel_size=args.vllm_tensor_parallel_size,
-                    max_model_length=args.max_length,
-                    temperature=args.temperature,
-                    max_completion_length=args.max_new_tokens,
-                )
-            except ImportError as error:
-                raise ValueError(
-                    f"`use_vllm`: {error} Install vLLM 0.10 or newer, or leave use_vllm out: transformers writes then."
-                ) from None
-            return VLLMWriter(vllm, self.tokenizer, self.shared_ids)
-        return self._transformers_writer()
-
-    def _transformers_writer(self) -> Writer:
-        return Writer(
-            self.accelerator,
-            self.generate_on_policy_outputs,
-            self.tokenizer,
-            temperature=self.args.temperature,
-            max_new_tokens=self.args.max_new_tokens,
-            shared_ids=self.shared_ids,
-            seed=self.args.seed,
-        )
-
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of a step, completions written, and then the number of their supervised tokens on all ranks."""
         self._tally = Tally()
@@ -306,13 +287,10 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
     def _write(self, batch: dict[str, Any], by_student: bool) -> dict[str, Any]:
         """The batch with completions that the student or the teacher writes now."""
         prompts, mask = batch["prompts"], batch["prompt_attention_mask"]
-        own = [ids[kept.bool()].tolist() for ids, kept in zip(prompts, mask, strict=True)]
+        own = unpad(prompts, mask)
         before = None
         if "teacher_prompts" in batch:
-            teacher_mask = batch["teacher_prompt_attention_mask"]
-            before = [
-                ids[kept.bool()].tolist() for ids, kept in zip(batch["teacher_prompts"], teacher_mask, strict=True)
-            ]
+            before = unpad(batch["teacher_prompts"], batch["teacher_prompt_attention_mask"])
         rooms = [self._room(len(ids), len((before or own)[number])) for number, ids in enumerate(own)]
         step = self.state.global_step
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -323,9 +301,14 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
                 if before is not None:
                     prompts, mask = batch["teacher_prompts"], batch["teacher_prompt_attention_mask"]
                 with self.teacher.writer() as model:
-                    written = self._transformers_writer().write(model, prompts, mask, rooms, step)
-        rows = [self._row(ids, completion, by_student) for ids, completion in zip(own, written, strict=True)]
-        self._count(own, written, rows, by_student)
+                    written = self.teacher_writer.write(model, prompts, mask, rooms, step)
+        drops = self.args.truncated_rollouts == "drop"
+        rows = [written_row(ids, one, by_student, drops) for ids, one in zip(own, written, strict=True)]
+        self._tally.count(written, rows, by_student)
+        if self.args.log_completions and self.accelerator.is_main_process:
+            self._samples.extend(
+                sample(self.tokenizer, *pair, step, by_student) for pair in zip(own, written, strict=True)
+            )
         laid_out = self.data_collator.lay_out(rows, before)
         moved = {name: value.to(self.args.device) for name, value in laid_out.items()}
         return moved | {_STUDENT_WROTE: by_student}
@@ -335,35 +318,6 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         limits = [(self.args.max_length, prompt), (context_length(self._student), prompt)]
         limits.append((self._teacher_limit or None, teacher_prompt))
         return min([self.args.max_new_tokens, *(limit - used for limit, used in limits if limit is not None)])
-
-    def _row(self, prompt: list[int], completion: Completion, by_student: bool) -> dict[str, Any]:
-        is_dropped = completion.is_truncated and self.args.truncated_rollouts == "drop"
-        ids = [*prompt, *completion.ids]
-        supervised = [IGNORE_INDEX] * len(completion.ids) if is_dropped else completion.ids
-        # The student is not fine-tuned on its own text
-        weights = [0.0 if by_student else 1.0] * len(ids)
-        return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(prompt) + supervised, LOSS_WEIGHT: weights}
-
-    def _count(
-        self, prompts: list[list[int]], written: list[Completion], rows: list[dict[str, Any]], by_student: bool
-    ) -> None:
-        tally = self._tally
-        tally.written += by_student
-        tally.completions += len(written)
-        tally.truncated += sum(completion.is_truncated for completion in written)
-        tally.dropped += sum(all(label == IGNORE_INDEX for label in row["labels"]) for row in rows)
-        tally.tokens += sum(len(completion.ids) for completion in written)
-        if self.args.log_completions and self.accelerator.is_main_process:
-            for prompt, completion in zip(prompts, written, strict=True):
-                self._samples.append(
-                    {
-                        "step": self.state.global_step,
-                        "prompt": self.tokenizer.decode(prompt, skip_special_tokens=True),
-                        "completion": self.tokenizer.decode(completion.ids),
-                        "truncated": completion.is_truncated,
-                        "written_by": "student" if by_student else "teacher",
-                    }
-                )
 
     @contextlib.contextmanager
     def _student_writing(self) -> Iterator[Any]:
@@ -390,6 +344,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """See `ReasoningSFTTrainer.compute_loss`; the teacher reads first."""
+        student_wrote = bool(inputs.get(_STUDENT_WROTE))
         inputs = {name: value for name, value in inputs.items() if name not in (*BATCH_PROMPTS, _STUDENT_WROTE)}
         columns = {name: inputs.pop(name) for name in TEACHER_COLUMNS if name in inputs}
         labels = inputs["labels"]
@@ -399,17 +354,22 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             columns.get("teacher_shift", labels.new_zeros(len(labels))),
             labels,
         )
-        self._reading = self.teacher.read(batch)
+        self._step = _Step(self.teacher.read(batch), inputs, student_wrote)
         try:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
-            self._reading = None
+            self._step = None
 
     def head_loss(
         self, hidden: Tensor, head: LanguageHead, batch: LossBatch, reference: LinearReference | None
     ) -> FusedLoss:
         """See `ReasoningSFTTrainer.head_loss`; with the teacher's targets at hand."""
-        with self.teacher.targets(self._reading, hidden.device) as self._targets:
+        step = self._step
+        assert step is not None
+        with self.teacher.targets(step.reading, hidden.device) as self._targets:
+            if self.rollout_store is not None and step.student_wrote:
+                names = ("input_ids", "attention_mask", "labels")
+                self.rollout_store.add(*(step.inputs[name] for name in names), self._targets)
             try:
                 return super().head_loss(hidden, head, batch, reference)
             finally:
@@ -441,7 +401,5 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and show what was written."""
         super().log(logs, start_time)
-        if not (self._samples and self.accelerator.is_main_process):
-            return
-        show_samples(list(self._samples), self.args.report_to)
+        show_samples(list(self._samples), self)
         self._samples.clear()
