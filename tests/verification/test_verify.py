@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,9 @@ import pytest
 from tests.verification.hostile import FACTORIALS, HOSTILE, MEGABYTE, POWERS, UNICODE
 from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.verification.compare import compare_plainly
-from trl_reasoning_distill.verification.pool import Comparison, ComparisonPool
+from trl_reasoning_distill.verification.pool import OUT_OF_MEMORY, Comparison, ComparisonPool
 from trl_reasoning_distill.verification.verify import answer_key, verify_answer, verify_answers
+from trl_reasoning_distill.verification.worker import compare
 
 # Rows of equivalence_cases/math_verify.jsonl that are judged otherwise here, and why.
 DISAGREEMENTS = {
@@ -151,6 +155,28 @@ def test_time_out_memory_and_unreadable_gold_are_undecided() -> None:
         pool.close()
     assert [outcome.status for outcome in outcomes] == ["undecided", "correct", "undecided"]
     assert "could not be read" in outcomes[2].reason
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+def test_a_worker_ends_at_its_memory_limit() -> None:
+    script = """
+import sys, trl_reasoning_distill.verification.worker as worker
+compare = worker.compare
+worker.compare = lambda pairs, digits: bytearray(int(pairs[0][0])) if pairs[0][0].isdigit() else compare(pairs, digits)
+worker.main()
+"""
+    lines = "".join(
+        json.dumps({"pairs": [[str(size), ""]], "tolerance_digits": 6, "seconds": 5.0}) + "\n"
+        for size in (2**20, 2**31)
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=lines, capture_output=True, text=True, timeout=200)
+    assert done.returncode == OUT_OF_MEMORY
+    assert len(done.stdout.splitlines()) == 2, "ready, and the first item, which is undecided but harms nobody"
+
+
+def test_what_the_comparison_raises_is_undecided() -> None:
+    with pytest.raises(ValueError, match="nan"):
+        compare((("$\\frac{0}{0}$", "$2$"),), 6)
 
 
 def test_a_killed_worker_is_replaced() -> None:

@@ -1,0 +1,57 @@
+"""The page on verification: its examples run, its table of disagreements is the measured one, its rules are the code's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.verification.test_verify import DISAGREEMENTS
+from trl_reasoning_distill.verification import extract
+
+
+@pytest.fixture(scope="module")
+def page(repository: Path) -> str:
+    return (repository / "docs" / "concepts" / "verification.md").read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_first_example_says_what_it_says(page: str) -> None:
+    scope: dict = {}
+    calls = re.findall(r"^(\w+_answer\(.*\))\n# (.*)$", blocks(page)[0], re.MULTILINE)
+    exec(blocks(page)[0], scope)
+    from trl_reasoning_distill.data.schema import Verdict
+
+    assert len(calls) == 2
+    for call, result in calls:
+        names = {**scope, "Verdict": Verdict, "ExtractedAnswer": extract.ExtractedAnswer}
+        assert eval(call, scope) == eval(result, names)
+
+
+def test_the_reward_function_gives_rewards_as_trl_asks_for_them(page: str) -> None:
+    scope: dict = {}
+    exec(next(block for block in blocks(page) if "verified_reward" in block), scope)
+    reward = scope["verified_reward"]
+    texts = ["<think>\nr\n</think>\n\n\\boxed{\\sqrt{8}}", "#### 41", "I give up on this one, sorry", "5"]
+    answers = ["2\\sqrt{2}", "42", "42", None]
+    columns = {"prompts": ["p"] * 4, "completion_ids": [[1]] * 4, "trainer_state": None, "log_extra": None}
+    expected = [1.0, 0.0, 0.0, None]
+    assert reward(completions=texts, answer=answers, **columns) == expected
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    assert reward(completions=messages, answer=answers, **columns) == expected
+
+
+def test_every_disagreement_is_told(page: str) -> None:
+    rows = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    assert [int(row) for row in rows] == sorted(DISAGREEMENTS)
+
+
+def test_the_page_and_the_module_name_the_same_rules(page: str) -> None:
+    assert extract.__doc__ is not None
+    in_module = set(re.findall(r"^\| `(\w+)`", extract.__doc__, re.MULTILINE))
+    table = page[page.index("| rule |") : page.index("The first four")]
+    assert set(re.findall(r"`([a-z_]+)`(?=[,| ])", table.replace("`and`", ""))) >= in_module
