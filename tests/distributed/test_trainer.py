@@ -117,7 +117,7 @@ def compare(kind: str, model: Path, store: Path, tmp_path: Path, **options: Any)
     expect = {"DDP": "MULTI_CPU", "ZERO2": "DEEPSPEED", "ZERO3": "DEEPSPEED"}.get(kind, "FSDP")
     words = [f"expect={expect}", *(f"{name}={json.dumps(value)}" for name, value in options.items())]
     two = launch(LAUNCHES[kind], tmp_path, model, store, tmp_path / "two", *words)
-    for name in ("loss", "grad_norm", "sft_loss", "kd_loss", "teacher_mass", "top1_agreement"):
+    for name in ("loss", "grad_norm", "sft_loss", "kd_loss", "kl_loss", "kl_coef", "teacher_mass", "top1_agreement"):
         assert two[name] == pytest.approx(one[name], rel=2e-5), name
     assert two["num_tokens"] == one["num_tokens"]
     assert two["supervised_tokens"] == one["supervised_tokens"]
@@ -150,6 +150,14 @@ def test_sharded(material: tuple[Path, Path, Path], tmp_path: Path, kind: str) -
 def test_sharded_with_tied_head(material: tuple[Path, Path, Path], tmp_path: Path, kind: str) -> None:
     _, tied, store = material
     compare(kind, tied, store, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kind", ["ZERO3", "FSDP"])
+def test_frozen_copy_is_sharded(material: tuple[Path, Path, Path], tmp_path: Path, kind: str, tied: bool) -> None:
+    student = material[1] if tied else material[0]
+    compare(kind, student, material[2], tmp_path, use_kl_regularization=True, kl_coef=2.0, kl_target=0.01)
 
 
 @pytest.mark.slow

@@ -26,6 +26,39 @@ def shim_fsdp_on_cpu() -> None:
     state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
+def zero_stage(trainer: Any) -> int:
+    """Stage of ZeRO that this runs under; 0 without DeepSpeed."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return plugin.zero_stage if plugin is not None else 0
+
+
+def check_sharded(model: Any) -> None:
+    """FSDP2, and every parameter one of its shards."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(model, FSDPModule)
+    model.reshard()
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor), name
+        assert parameter.to_local().numel() < parameter.numel() or parameter.numel() < 2, name
+
+
+def check_reference_is_sharded(trainer: Any) -> None:
+    """No rank holds the whole frozen copy."""
+    if not hasattr(trainer.reference, "model"):
+        return
+    if trainer.is_fsdp_enabled:
+        for module in trainer.reference.model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+        check_sharded(trainer.reference.wrapped)
+    else:
+        parameters = list(trainer.reference.model.parameters())
+        assert all(hasattr(parameter, "ds_id") for parameter in parameters)
+        assert max(parameter.ds_tensor.numel() for parameter in parameters) < max(p.ds_numel for p in parameters)
+
+
 def train(
     model: str, store: str, output: Path, *, expect: str = "NO", lora: bool = False, **options: Any
 ) -> dict[str, Any]:
@@ -71,11 +104,29 @@ def train(
     found = trainer.accelerator.distributed_type.value
     assert (found, trainer.accelerator.num_processes) == (expect, world), (found, trainer.accelerator.num_processes)
     trainer.train()
+    if expect == "FSDP":
+        check_sharded(trainer.model)
+    if zero_stage(trainer) == 3 or expect == "FSDP":
+        check_reference_is_sharded(trainer)
     save_final_model(trainer, output / "final_model")
-    names = ("loss", "grad_norm", "sft_loss", "kd_loss", "teacher_mass", "top1_agreement", "num_tokens")
+    names = (
+        "loss",
+        "grad_norm",
+        "sft_loss",
+        "kd_loss",
+        "kl_loss",
+        "kl_coef",
+        "teacher_mass",
+        "top1_agreement",
+        "num_tokens",
+    )
     history = trainer.state.log_history
     result: dict[str, Any] = {name: [entry[name] for entry in history if name in entry] for name in names}
     result["supervised_tokens"] = trainer.supervised_tokens_seen
+    if trainer.kl_controller is not None:
+        coefficient = torch.tensor([trainer.kl_controller.coefficient], dtype=torch.float64)
+        everywhere = trainer.accelerator.gather(coefficient).tolist()
+        assert everywhere == [everywhere[0]] * world
     if trainer.is_world_process_zero():
         (output / "result.json").write_text(json.dumps(result))
     if world > 1:
