@@ -65,7 +65,7 @@ WHERE_AND_HOW = frozenset(
         "run_name",
         "project",
     }
-    | {"resume_from_checkpoint", "push_to_hub"}
+    | {"resume_from_checkpoint", "allow_changed_resume", "push_to_hub"}
     # A generation that ran out of memory or overran its server may go on with smaller batches.
     | {"device", "device_map", "max_batch_size", "max_batch_tokens", "gpu_memory_utilization", "tensor_parallel_size"}
     | {"batching"}

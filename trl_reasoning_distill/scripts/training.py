@@ -109,7 +109,7 @@ def run_training(
 ) -> None:
     """Train, save `final_model/` and `trainer_state.json`, write the manifest, and print one line.
 
-    A run that was killed goes on from its newest whole checkpoint.
+    A run that was killed goes on from its newest valid checkpoint; those that are not are named, with the reason.
 
     Args:
         stage: Name of the stage.
@@ -160,11 +160,16 @@ def run_training(
         if state.is_main_process:
             for name, report in trainer.reports.items():
                 print(f"{stage}: {name} rows: {report}", flush=True)
-        checkpoint = config.resume_from_checkpoint or newest_checkpoint(output_dir)
-        if checkpoint and state.is_main_process:
-            print(f"{stage}: going on from {checkpoint}", flush=True)
+        checkpoint = trainer.find_checkpoint(
+            config.resume_from_checkpoint or True, required=bool(config.resume_from_checkpoint)
+        )
+        if state.is_main_process:
+            lines = [f"skipped {line}" for line in checkpoint.skipped]
+            lines += [f"going on from {checkpoint.path}"] if checkpoint.path else []
+            for line in lines:
+                print(f"{stage}: {line}", flush=True)
         with StopOnSignal(trainer) as stop:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint.path)
         if stop.number is not None:
             state.wait_for_everyone()
             if state.is_main_process:
@@ -214,24 +219,6 @@ def is_evaluated(trainer: ReasoningSFTTrainer) -> bool:
     return any(
         "eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history
     )
-
-
-def newest_checkpoint(output_dir: Path) -> str | None:
-    """The newest whole checkpoint of a run that was killed, or `None`.
-
-    A checkpoint is whole when it holds `trainer_state.json`, which transformers writes last, and that names its own step.
-    """
-    from transformers import TrainerState
-
-    numbered = [(int(path.name.partition("-")[2]), path) for path in output_dir.glob("checkpoint-[0-9]*")]
-    for step, path in sorted(numbered, reverse=True):
-        file = path / "trainer_state.json"
-        try:
-            if TrainerState.load_from_json(str(file)).global_step == step:
-                return str(path)
-        except (FileNotFoundError, ValueError):  # killed while it was written: the one before is whole
-            continue
-    return None
 
 
 def save_final_model(trainer: ReasoningSFTTrainer, path: Path) -> None:

@@ -43,6 +43,8 @@ class ReasoningSFTConfig(SFTConfig):
         chat_template_kwargs: Variables for the chat template of every row, such as `{"enable_thinking": True}`; a row's own column of
             this name wins.
         preview_examples: How many training examples are shown, with their supervised tokens marked, when training starts.
+        allow_changed_resume: Go on from a checkpoint although it is damaged, or was trained on other data, in other batches, on other
+            ranks or under another schedule. Otherwise that is refused, because it would be another training without a word.
 
     Raises:
         ValueError: If a field holds a value that it cannot, or `label_smoothing_factor` is set.
@@ -100,6 +102,10 @@ class ReasoningSFTConfig(SFTConfig):
     preview_examples: int = field(
         default=3, metadata={"help": "Training examples shown, supervised tokens marked, when training starts."}
     )
+    allow_changed_resume: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint all the same if it is damaged or was trained under other settings."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +115,7 @@ class ReasoningSFTConfig(SFTConfig):
         for name in ("think_weight", "answer_weight", "kl_coef"):
             _check_number(name, getattr(self, name), minimum=0.0)
         _check_bool("use_kl_regularization", self.use_kl_regularization)
+        _check_bool("allow_changed_resume", self.allow_changed_resume)
         self._check_reference()
         _check_bool("add_think_tokens", self.add_think_tokens)
         _check_number("preview_examples", self.preview_examples, minimum=0, kind=int)

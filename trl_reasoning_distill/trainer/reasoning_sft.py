@@ -19,11 +19,13 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import EarlyStoppingCallback
 
+from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
 from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.trainer.callbacks import ShowText, TokenCount
+from trl_reasoning_distill.trainer.checkpoints import CheckpointManifests, ResumableTrainer
 from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 from trl_reasoning_distill.trainer.head import add_head_loss
@@ -70,7 +72,7 @@ class LossBatch:
     is_training: bool
 
 
-class ReasoningSFTTrainer(BridgedSFTTrainer):
+class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     """Supervised fine-tuning on chains of thought. Takes all arguments of TRL's `SFTTrainer`.
 
     Logged beside TRL's metrics: `sft_loss`, the mean negative log-likelihood of a supervised token without any weight, and
@@ -95,6 +97,10 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
     _tag_names = ["trl", "sft", "reasoning"]  # noqa: RUF012  # TRL's way
     _name = "Reasoning SFT"
     config_class: type[ReasoningSFTConfig] = ReasoningSFTConfig
+    resume_fields = (
+        *ResumableTrainer.resume_fields,
+        *("think_weight", "answer_weight", "use_kl_regularization", "kl_coef", "kl_direction", "kl_target"),
+    )
     args: ReasoningSFTConfig
 
     def __init__(self, model: Any, args: ReasoningSFTConfig | None = None, **kwargs: Any) -> None:
@@ -136,6 +142,7 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
         self.data_collator = self.make_collator(self.data_collator)
         if args.use_kl_regularization and args.reference_logits is None:
             self.reference = make_reference(self.model, self.accelerator)
+        self.add_callback(CheckpointManifests(self))
         self.kl_controller: KLController | None = None
         if args.use_kl_regularization and args.kl_target is not None:
             self.kl_controller = KLController(args.kl_coef, args.kl_target)
@@ -259,6 +266,13 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
             "if the template opens the reasoning itself, leave the open tag out of the completions."
         )
 
+    def resume_settings(self) -> dict[str, Any]:
+        """See `ResumableTrainer.resume_settings`; adds the stores by their content."""
+        stores = {
+            f"store of {targets.owner}": hash_path(targets.store.path / "manifest.json") for targets in self.targets
+        }
+        return {**super().resume_settings(), **stores}
+
     # Loss
 
     def compute_loss(
@@ -323,8 +337,9 @@ class ReasoningSFTTrainer(BridgedSFTTrainer):
             weight = weight * batch.columns[LOSS_WEIGHT]
         arguments: dict[str, Any] = {"sft_weight": weight}
         if self.args.use_kl_regularization:
-            is_adaptive = self.kl_controller is not None and batch.is_training
-            coefficient = self.kl_controller.coefficient if is_adaptive else self.args.kl_coef
+            coefficient = self.args.kl_coef
+            if self.kl_controller is not None and batch.is_training:
+                coefficient = self.kl_controller.coefficient
             arguments["kl_weight"] = coefficient * batch.scale.expand(batch.labels.shape)
             arguments["kl_direction"] = self.args.kl_direction
         if REFERENCE_IDS in batch.columns:

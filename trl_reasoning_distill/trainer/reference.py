@@ -81,7 +81,7 @@ class FrozenReference:
     def hidden(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:
         """See `Reference.hidden`."""
         if not self.is_sharded:
-            self.model.to(model.device)
+            self.model.to(model.device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
         with torch.no_grad():
             return self.wrapped(*args, **kwargs)
 

@@ -64,6 +64,20 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         ),
     }
     config_class = TopKDistillConfig
+    resume_fields = (
+        *ReasoningSFTTrainer.resume_fields,
+        *(
+            "top_k",
+            "kd_temperature",
+            "kd_weight",
+            "kd_warmup_ratio",
+            "kd_warmup_steps",
+            "kd_divergence",
+            "kd_beta",
+            "kd_support",
+        ),
+        *("kd_top_p", "kd_scale_by_t2"),
+    )
     args: TopKDistillConfig
 
     def __init__(

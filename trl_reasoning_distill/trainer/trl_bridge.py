@@ -146,6 +146,14 @@ class BridgedSFTTrainer(SFTTrainer):
 
     # What TRL and transformers call
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # transformers 5.23 removes the oldest checkpoint here, before the newest has its manifest; `CheckpointManifests` does it after
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
         # TRL 1.16 calls this from `__init__`, before `Trainer.__init__` has set these two, and from `evaluate`
         self.processing_class, self.args = processing_class, args
