@@ -81,6 +81,36 @@ def test_bfloat16_loses_no_more_than_materialised_logits_would(device):
         assert relative_error(ours, truth) <= 1.05 * relative_error(theirs, truth)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_sure_student_is_not_blurred_by_bfloat16(device, temperature):
+    """Its likely tokens have large logits, which bfloat16 knows to a few percent: these few are computed in float32."""
+    generator = torch.Generator().manual_seed(3)
+    tokens, width, vocab = 16, 64, 500
+    labels = torch.randint(0, vocab, (tokens,), generator=generator)
+    weight = torch.randn(vocab, width, dtype=torch.float64, generator=generator)
+    hidden = 0.2 * weight[labels] + 0.1 * torch.randn(tokens, width, dtype=torch.float64, generator=generator)
+    case = Case(
+        hidden=hidden,
+        weight=weight,
+        bias=torch.randn(vocab, dtype=torch.float64, generator=generator),
+        labels=labels,
+        teacher=topk_targets(1.2 * hidden @ weight.T, 10, temperature),
+        reference=None,
+        weights={name: torch.ones(tokens, dtype=torch.float64) for name in WEIGHTS},
+        settings={"temperature": temperature, "logit_scale": 1.2, "logit_softcap": 40.0},
+    )
+    out, grads = case.run(torch.bfloat16, device)
+    parts, expected = case.expected(torch.bfloat16)
+    assert parts["nll"].mean() < 0.2
+    torch.testing.assert_close(out.nll.cpu().double(), parts["nll"], rtol=1e-2, atol=1e-5)
+    assert max(map(relative_error, grads, expected)) < 8e-3
+
+    hidden, weight = (x.bfloat16().to(device) for x in (hidden, weight))
+    logits = (hidden @ weight.T + case.bias.bfloat16().to(device)) * 1.2
+    materialised = torch.log_softmax(40 * torch.tanh(logits.float() / 40), -1).gather(1, labels.to(device)[:, None])
+    assert relative_error(out.nll, parts["nll"]) < 0.2 * relative_error(-materialised[:, 0], parts["nll"])
+
+
 def test_metrics(device):
     case = problem(vocab=7)
     out, _ = case.run(device=device)

@@ -97,8 +97,8 @@ def _run(
             tile = _CPU_SECOND_TILE if device == "cpu" else _ACCELERATOR_SECOND_TILE
         for first in range(0, len(logits), tile):
             part = slice(first, first + tile)
-            chunk = targets[rows][part]
-            values.append(_losses_and_gradient_(logits[part], chunk, student, settings, any(needs_grad)))
+            inputs = logits[part], hidden[rows][part], targets[rows][part]
+            values.append(_losses_and_gradient_(*inputs, student, settings, any(needs_grad)))
         if grad_hidden is not None:
             torch.mm(logits, student.weight, out=grad_hidden[rows])
         if grad_weight is not None:
@@ -144,6 +144,7 @@ class _WeightGradient:
 
 def _losses_and_gradient_(
     logits: Float[Tensor, "tokens vocab"],
+    hidden: Float[Tensor, "tokens hidden"],
     targets: TokenTargets,
     student: Head,
     settings: LossSettings,
@@ -153,7 +154,7 @@ def _losses_and_gradient_(
     targets, dense, dense_gradients = _second_models(logits, targets, student, settings)
     entries = Entries.of(targets)
     tokens = torch.arange(len(logits), device=logits.device)[:, None]
-    z = logits[tokens, entries.ids].to(accumulator(logits.dtype)).masked_fill_(~entries.is_unique, LOG_ZERO)
+    z = student.named_logits(logits, hidden, entries.ids).masked_fill_(~entries.is_unique, LOG_ZERO)
     # What is left in the tile is the rest of the row. (Not `scatter_`: on the CPU it goes through a float32 copy of it all.)
     logits[tokens, entries.ids] = LOG_ZERO
     temperature = 1.0 if targets.teacher is None else settings.temperature
@@ -207,12 +208,15 @@ def _second_models(
         kl, _ = dense_divergence_(tile, logits, targets.kl_weight, direction, 0.0, 1.0, *head)
         terms = terms._replace(kl=kl)
         gradients.append(tile)
-    if settings.teacher_head is not None and targets.teacher_hidden is not None:
-        tile = settings.teacher_head.logits(targets.teacher_hidden)
+    teacher, teacher_hidden = settings.teacher_head, targets.teacher_hidden
+    if teacher is not None and teacher_hidden is not None:
+        tile = teacher.logits(teacher_hidden)
         shared, temperature = logits[:, : tile.shape[1]], settings.temperature
         if settings.top_k is not None:
-            teacher, agrees = top_k_targets(tile, shared, settings.top_k, settings.on, temperature)
-            targets = replace(targets, teacher=teacher.truncated(settings.top_p))
+            topk, agrees = top_k_targets(
+                tile, teacher_hidden, teacher, shared, settings.top_k, settings.on, temperature
+            )
+            targets = replace(targets, teacher=topk.truncated(settings.top_p))
         else:
             assert not callable(settings.divergence)
             factor = temperature**2 if settings.scale_by_t2 else 1.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses._rows import blocks
 from trl_reasoning_distill.losses.divergence import LOG_ZERO, Divergence, TopKTargets, accumulator
 from trl_reasoning_distill.losses.topk import exact_top_k
@@ -19,26 +20,28 @@ if TYPE_CHECKING:
 
 
 def top_k_targets(
-    teacher: Float[Tensor, "tokens vocab"],
+    tile: Float[Tensor, "tokens vocab"],
+    hidden: Float[Tensor, "tokens hidden"],
+    teacher: Head,
     student: Float[Tensor, "tokens vocab"],
     top_k: int,
     on: str,
     temperature: float,
 ) -> tuple[TopKTargets, Bool[Tensor, " tokens"]]:
-    """The teacher on its own Top-K or on the student's, with its exact tail; and whether the two agree on the first."""
-    dtype, tokens = accumulator(teacher.dtype), len(teacher)
-    ids = torch.empty(tokens, min(top_k, teacher.shape[1]), dtype=torch.long, device=teacher.device)
-    log_probs = torch.empty(ids.shape, dtype=dtype, device=teacher.device)
+    """The teacher, whose logits are `tile`, on its own Top-K or on the student's; and whether the two agree on the first."""
+    dtype, tokens = accumulator(tile.dtype), len(tile)
+    ids = torch.empty(tokens, min(top_k, tile.shape[1]), dtype=torch.long, device=tile.device)
+    log_probs = torch.empty(ids.shape, dtype=dtype, device=tile.device)
     log_tail = log_probs.new_empty(tokens)
-    agrees = torch.empty(tokens, dtype=torch.bool, device=teacher.device)
-    for rows, z, buffer in blocks(teacher, dtype):
+    agrees = torch.empty(tokens, dtype=torch.bool, device=tile.device)
+    for rows, z, buffer in blocks(tile, dtype):
         other = buffer.copy_(student[rows])
         chooser, judge = (z, other) if on == "teacher" else (other, z)
         ids[rows] = exact_top_k(chooser, ids.shape[1])[1]
         # Not `argmax` of both: finding the position of a maximum is slow on the CPU, and one position is known.
         agrees[rows] = judge.gather(1, ids[rows, :1])[:, 0] == judge.amax(-1)
-        named = z.gather(1, ids[rows])
-        top = named[:, :1] if on == "teacher" else z.amax(-1, keepdim=True)
+        named = teacher.named_logits(tile[rows], hidden[rows], ids[rows])
+        top = z.gather(1, ids[rows, :1]) if on == "teacher" else z.amax(-1, keepdim=True)
         rest = torch.sub(z, top, out=buffer).div_(temperature).exp_().scatter_(1, ids[rows], 0.0).sum(-1, keepdim=True)
         logits = torch.cat([(named - top) / temperature, rest.log().clamp_min_(LOG_ZERO)], -1).log_softmax(-1)
         log_probs[rows], log_tail[rows] = logits[:, :-1], logits[:, -1]
