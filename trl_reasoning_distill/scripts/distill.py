@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
 from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
 from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
 
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
 
 def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
-    from trl import ModelConfig, TrlParser
+    from trl import TrlParser
 
     from trl_reasoning_distill.trainer.config import TopKDistillConfig
+    from trl_reasoning_distill.trainer.student_config import StudentConfig
 
-    return TrlParser((TrainingDataArguments, TopKDistillConfig, ModelConfig), prog=prog)  # type: ignore[arg-type]
+    types = (TrainingDataArguments, TopKDistillConfig, StudentConfig, AccuracyArguments)
+    return TrlParser(types, prog=prog)  # type: ignore[arg-type]
 
 
 @stage_main
 def main(args: list[str] | None = None) -> None:
     """Run the stage."""
-    data, config, model = parse_stage(make_parser(), args)
+    data, config, model, accuracy = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
@@ -42,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
     rows = store.dataset() if rows is None else rows
     # The store's manifest holds the checksums of all its parts, so its hash stands for the whole
     inputs = {"teacher_logits": store.path / "manifest.json"}
-    run_training("distill", TopKDistillTrainer, data, config, model, rows=rows, inputs=inputs)
+    run_training("distill", TopKDistillTrainer, data, config, model, rows=rows, accuracy=accuracy, inputs=inputs)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
 from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
 from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
 
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
 
 def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
-    from trl import ModelConfig, TrlParser
+    from trl import TrlParser
 
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+    from trl_reasoning_distill.trainer.student_config import StudentConfig
 
-    return TrlParser((TrainingDataArguments, ReasoningSFTConfig, ModelConfig), prog=prog)  # type: ignore[arg-type]
+    types = (TrainingDataArguments, ReasoningSFTConfig, StudentConfig, AccuracyArguments)
+    return TrlParser(types, prog=prog)  # type: ignore[arg-type]
 
 
 @stage_main
 def main(args: list[str] | None = None) -> None:
     """Run the stage."""
-    data, config, model = parse_stage(make_parser(), args)
+    data, config, model, accuracy = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 
@@ -41,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
         raise ValueError(
             "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
         )
-    run_training("sft", ReasoningSFTTrainer, data, config, model, rows=rows, inputs={})
+    run_training("sft", ReasoningSFTTrainer, data, config, model, rows=rows, accuracy=accuracy, inputs={})
 
 
 if __name__ == "__main__":

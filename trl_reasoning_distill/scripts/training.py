@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl_reasoning_distill.interruption import InterruptedBySignal
-from trl_reasoning_distill.scripts.stage import TrainingStageArguments
+from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import ModelConfig
 
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+    from trl_reasoning_distill.trainer.student_config import StudentConfig
 
 FINAL_MODEL = "final_model"
+MERGED_MODEL = "merged_model"
 
 
 @dataclass
@@ -34,6 +37,19 @@ class TrainingDataArguments(TrainingStageArguments):
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the hub, instead of dataset_path."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the hub dataset."})
+    data_shape: str = field(
+        default="auto",
+        metadata={
+            "help": "Shape of the rows: openthoughts, openr1_math, numinamath_qwq, gsm8k, question_answer, sharegpt; none for TRL's own; "
+            "auto looks."
+        },
+    )
+    generations_per_row: int = field(
+        default=1, metadata={"help": "Correct generations taken of each row, where it holds several (openr1_math)."}
+    )
+    max_samples: int | None = field(
+        default=None, metadata={"help": "At most so many rows, drawn with data_seed or seed: for a quick test."}
+    )
     eval_path: str | None = field(
         default=None, metadata={"help": "JSONL file of rows for evaluation, or the folder of a stage that wrote them."}
     )
@@ -51,19 +67,38 @@ class TrainingDataArguments(TrainingStageArguments):
             raise ValueError(f"eval_share={self.eval_share}: must be at least 0 and below 1.")
         if self.eval_share and self.eval_path:
             raise ValueError("Both eval_share and eval_path are given; give one.")
+        if self.generations_per_row < 1 or (self.max_samples is not None and self.max_samples < 1):
+            raise ValueError(
+                f"generations_per_row={self.generations_per_row} and max_samples={self.max_samples} must be at least 1."
+            )
 
     def load(self) -> Dataset | None:
-        """The rows, before any are held out; `None` if neither a path nor a name is given."""
+        """The rows as they are stored, before any are held out; `None` if neither a path nor a name is given."""
         from datasets import load_dataset
 
         if self.dataset_name:
             return load_dataset(self.dataset_name, self.dataset_config, split=self.dataset_split)
         return load_rows(self.dataset_path) if self.dataset_path else None
 
-    def split(self, rows: Dataset, seed: int) -> tuple[Dataset, Dataset | None]:
+    def shape(self, rows: Dataset, form: ReasoningFormat, seed: int) -> Dataset:
+        """At most `max_samples` of the rows, as prompts and completions; says what was left out of another shape."""
+        from trl_reasoning_distill.scripts.shaping import shape_dataset, shape_of
+
+        if self.max_samples is not None and self.max_samples < len(rows):
+            rows = rows.shuffle(seed=seed).select(range(self.max_samples))
+        shape = shape_of(rows[0], self.data_shape)
+        if shape is None:
+            return rows
+        rows, line = shape_dataset(rows, shape, form, self.generations_per_row)
+        if is_main_process():
+            print(line, flush=True)
+        return rows
+
+    def split(self, rows: Dataset, form: ReasoningFormat, seed: int) -> tuple[Dataset, Dataset | None]:
         """The rows to train on and those for evaluation, if any."""
+        rows = self.shape(rows, form, seed)
         if self.eval_path:
-            return rows, load_rows(self.eval_path)
+            return rows, self.shape(load_rows(self.eval_path), form, seed)
         if not self.eval_share:
             return rows, None
         parts = rows.train_test_split(test_size=self.eval_share, seed=seed)
@@ -102,12 +137,13 @@ def run_training(
     trainer_class: type[ReasoningSFTTrainer],
     data: TrainingDataArguments,
     config: ReasoningSFTConfig,
-    model: ModelConfig,
+    model: StudentConfig,
     *,
     rows: Dataset,
     inputs: Mapping[str, str | os.PathLike[str]],
+    accuracy: AccuracyArguments | None = None,
 ) -> None:
-    """Train, save `final_model/` and `trainer_state.json`, write the manifest, and print one line.
+    """Train, save the model (see `save_results`), write the manifest, and print one line.
 
     A run that was killed goes on from its newest valid checkpoint; those that are not are named, with the reason.
 
@@ -119,9 +155,11 @@ def run_training(
         model: The model, its adapter and quantisation.
         rows: All rows, before any are held out.
         inputs: Further inputs of the stage, for its manifest.
+        accuracy: What is measured at each evaluation.
     """
     from accelerate import PartialState
 
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.processes import check_launch
     from trl_reasoning_distill.trainer.interruption import StopOnSignal
@@ -132,14 +170,18 @@ def run_training(
         )
     state = PartialState()
     check_launch(state)
-    train_rows, eval_rows = data.split(rows, config.data_seed if config.data_seed is not None else config.seed)
+    seed = config.data_seed if config.data_seed is not None else config.seed
+    train_rows, eval_rows = data.split(rows, ReasoningFormat.preset(config.reasoning_format), seed)
     if config.eval_strategy != "no" and eval_rows is None:
         raise ValueError(f"eval_strategy={config.eval_strategy} without evaluation rows: give eval_share or eval_path.")
+    if accuracy is not None:
+        accuracy.check(config)
     output_dir = Path(str(config.output_dir))
     paths = {"model_name_or_path": model.model_name_or_path, **inputs}
     paths |= {name: rows_file(path) for name in ("dataset_path", "eval_path") if (path := getattr(data, name))}
     paths |= {"dataset_name": data.dataset_name} if data.dataset_name else {}
     settings = {**dataclasses.asdict(data), **config.to_dict(), **dataclasses.asdict(model)}
+    settings |= dataclasses.asdict(accuracy) if accuracy is not None else {}
     if data.dry_run:
         if state.is_main_process:
             held_out = f", {len(eval_rows):,} for evaluation" if eval_rows is not None else ""
@@ -157,6 +199,8 @@ def run_training(
                 print(f"{stage}: nothing to do, {output_dir} holds this run's result")
             return
         trainer = make_trainer(trainer_class, config, model, train_rows, eval_rows)
+        if accuracy is not None:
+            accuracy.attach(trainer, eval_rows)
         if state.is_main_process:
             for name, report in trainer.reports.items():
                 print(f"{stage}: {name} rows: {report}", flush=True)
@@ -177,9 +221,8 @@ def run_training(
             raise InterruptedBySignal(stop.number)
         if eval_rows is not None and not is_evaluated(trainer):
             trainer.evaluate()
-        save_final_model(trainer, output_dir / FINAL_MODEL)
+        save_results(trainer, output_dir, model)
         if state.is_main_process:
-            trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
             counts, result = summarize(trainer)
             run.finish(counts, result)
             print(f"{stage}: {result}")
@@ -191,7 +234,7 @@ def run_training(
 def make_trainer(
     trainer_class: type[ReasoningSFTTrainer],
     config: ReasoningSFTConfig,
-    model: ModelConfig,
+    model: StudentConfig,
     train_rows: Dataset,
     eval_rows: Dataset | None,
 ) -> ReasoningSFTTrainer:
@@ -206,7 +249,7 @@ def make_trainer(
     config.model_init_kwargs = loading | dict(config.model_init_kwargs or {})  # type: ignore[arg-type]
     return trainer_class(
         model.model_name_or_path,
-        config,
+        args=config,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         peft_config=get_peft_config(model),
@@ -219,6 +262,36 @@ def is_evaluated(trainer: ReasoningSFTTrainer) -> bool:
     return any(
         "eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history
     )
+
+
+def save_results(trainer: ReasoningSFTTrainer, output_dir: Path, model: StudentConfig) -> None:
+    """Save what a training leaves: the model, merged if asked for, its card, the log, and the last evaluation. On all ranks.
+
+    Writes `final_model/`, `merged_model/` (with `merge`), `README.md`, `trainer_state.json`, `log.jsonl` and `eval_results.json`.
+    """
+    from trl_reasoning_distill.data.files import write_json, write_jsonl
+
+    save_final_model(trainer, output_dir / FINAL_MODEL)
+    trainer.create_model_card(model_name=output_dir.name)
+    if trainer.is_world_process_zero():
+        saved = [output_dir / FINAL_MODEL]
+        if model.merge:
+            from trl_reasoning_distill.trainer.merging import merge_adapter
+
+            merge_adapter(saved[0], output_dir / MERGED_MODEL, dtype=model.dtype or "float32")
+            saved.append(output_dir / MERGED_MODEL)
+        for folder in saved:
+            shutil.copyfile(output_dir / "README.md", folder / "README.md")
+        history = trainer.state.log_history
+        trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+        write_jsonl(output_dir / "log.jsonl", history)
+        evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
+        last = [entry for entry in evaluations if entry["step"] == evaluations[-1]["step"]]
+        if last:  # the loss and the accuracy are two entries of one step
+            write_json(
+                output_dir / "eval_results.json", {name: value for entry in last for name, value in entry.items()}
+            )
+    trainer.accelerator.wait_for_everyone()
 
 
 def save_final_model(trainer: ReasoningSFTTrainer, path: Path) -> None:
@@ -249,7 +322,7 @@ def summarize(trainer: ReasoningSFTTrainer) -> tuple[dict[str, int | float], str
         "tokens_seen": trainer.token_count.tokens,
     }
     line = [f"{counts['steps']:,} steps", f"{counts['supervised_tokens_seen']:,} supervised tokens"]
-    for name in ("loss", "sft_loss", "kd_loss", "kl_loss", "eval_loss", "eval_kd_loss"):
+    for name in ("loss", "sft_loss", "kd_loss", "kl_loss", "eval_loss", "eval_kd_loss", "eval_math_accuracy"):
         values = [entry[name] for entry in history if name in entry]
         if values:
             counts[name] = values[-1]

@@ -160,6 +160,12 @@ class ReasoningSFTConfig(SFTConfig):
             )
 
     @property
+    def template_variables(self) -> dict[str, Any]:
+        """`chat_template_kwargs`, once more as a mapping."""
+        assert not isinstance(self.chat_template_kwargs, str)  # JSON was parsed in `__post_init__`
+        return self.chat_template_kwargs or {}
+
+    @property
     def has_segment_weights(self) -> bool:
         """Whether tokens of the reasoning and of the answer are weighted at all."""
         return (self.think_weight, self.answer_weight) != (1.0, 1.0)

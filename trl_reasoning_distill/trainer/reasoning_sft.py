@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
 from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.trainer.callbacks import ShowText, TokenCount
+from trl_reasoning_distill.trainer.card import extend_card, quick_start, training_facts
 from trl_reasoning_distill.trainer.checkpoints import CheckpointManifests, ResumableTrainer
 from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
@@ -215,7 +217,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
             text_field=args.dataset_text_field,
             formatting_func=formatting_func,
             segment_weights=(args.think_weight, args.answer_weight) if args.has_segment_weights else None,
-            chat_template_kwargs=args.chat_template_kwargs or {},
+            chat_template_kwargs=args.template_variables,
         )
         map_kwargs = {"num_proc": args.dataset_num_proc}
         # The strategies that cut rows themselves are asked for by name; they are not for whole chains of thought
@@ -236,6 +238,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 max_length=None if cuts_rows else args.max_length,
                 overlong=args.overlong,
                 columns=columns,
+                whole_columns=self.whole_columns,
                 **map_kwargs,
             )
             if name == "train" and args.preview_examples:
@@ -413,6 +416,21 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 tokens=int(totals["length"]) // copies, supervised_tokens=int(totals["tokens"]) // copies
             )
         self.record_total(num_tokens=self.token_count.tokens)
+
+    # Model card
+
+    def card_sections(self) -> dict[str, Mapping[str, Any]]:
+        """Facts for the model card, by heading. A subclass adds what is special to it."""
+        return training_facts(self)
+
+    def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's card, with how to ask the model, what it was trained on, with which settings, and how that went."""
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            path = Path(str(self.args.output_dir), "README.md")
+            extend_card(path, quick_start=quick_start(self, self.format), sections=self.card_sections())
 
     @property
     def supervised_tokens_seen(self) -> int:

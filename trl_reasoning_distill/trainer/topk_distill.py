@@ -7,6 +7,7 @@ the LM head as the cross-entropy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -122,6 +123,20 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
                 )
             rows = rows.map(_spread_weight, fn_kwargs={"column": column}, **map_kwargs)
         return rows
+
+    def card_sections(self) -> dict[str, Mapping[str, Any]]:
+        """See `ReasoningSFTTrainer.card_sections`; adds the teacher and how its log-probabilities were used."""
+        args, captured = self.args, self.store.fingerprint
+        teacher = {
+            name: captured[name] for name in ("teacher", "revision", "dtype", "quantization") if captured.get(name)
+        }
+        distillation = {
+            "divergence": f"{args.kd_divergence} on {args.kd_support}, top {args.top_k} of {self.store.top_k} stored",
+            "temperature": f"{args.kd_temperature:g}",
+            "weight": f"{args.kd_weight:g} after {self.kd_warmup_steps:,} warm-up steps",
+            "positions in the store": f"{len(self.store):,}",
+        }
+        return {**super().card_sections(), "Teacher": teacher | distillation}
 
     # Loss
 
