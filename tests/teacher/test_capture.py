@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,10 +33,15 @@ class TinyTeacher:
     """Makes the reader, counts the rows it reads, and may die at a given unit."""
 
     def __init__(
-        self, config: CaptureConfig = CONFIG, *, dies_at_unit: int | None = None, max_batch_tokens: int = 64
+        self,
+        config: CaptureConfig = CONFIG,
+        *,
+        dies_at_unit: int | None = None,
+        max_batch_tokens: int = 64,
+        provenance: dict[str, str] | None = None,
     ) -> None:
         self.config, self.dies_at_unit, self.max_batch_tokens = config, dies_at_unit, max_batch_tokens
-        self.units = 0
+        self.units, self.provenance_of_unit = 0, provenance or {}
 
     def __call__(self) -> TinyTeacher:
         self.reader = TransformersReader(
@@ -45,7 +51,7 @@ class TinyTeacher:
             self.config.temperatures,
             max_batch_tokens=self.max_batch_tokens,
         )
-        self.context_length = self.reader.context_length
+        self.context_length, self.provenance = self.reader.context_length, self.provenance_of_unit
         return self
 
     def read(self, rows, positions):
@@ -183,6 +189,18 @@ def test_another_capture_is_not_continued(tmp_path):
         run(tmp_path, dtype="bfloat16")
     with pytest.raises(StoreError, match="dataset is"):
         run(tmp_path, rows=make_rows(12), dtype="float32")
+
+
+def test_units_of_different_readers_are_not_joined(tmp_path):
+    """A server that was started anew in 16 bits half-way is another teacher; the manifest says what the reader found out."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, TinyTeacher(dies_at_unit=2, provenance={"precision": "float32 logits"}))
+    with pytest.raises(StoreError, match=r"not read by one teacher: 000000 by .*float32.*, 000002 by .*16-bit.*Remove"):
+        run(tmp_path, TinyTeacher(provenance={"precision": "16-bit logits"}))
+    for unit in ("000000", "000001"):
+        shutil.rmtree(tmp_path / "parts" / unit)
+    store = run(tmp_path, TinyTeacher(provenance={"precision": "16-bit logits"})).store
+    assert store.fingerprint["reader"] == {"precision": "16-bit logits"}
 
 
 def test_long_rows_are_left_out_and_counted(tmp_path):

@@ -68,12 +68,12 @@ def main(args: list[str] | None = None) -> None:
     (options,) = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.scripts.capture import load_tokenizer
+    from trl_reasoning_distill.scripts.reading import load_tokenizer
     from trl_reasoning_distill.teacher.alignment import align_store
     from trl_reasoning_distill.teacher.store import TopKStore
 
     store = TopKStore.open(options.store)
-    teacher_name = options.teacher_tokenizer or store.fingerprint["teacher"]
+    teacher_name = options.teacher_tokenizer or store.tokenizer_name
     trust = options.trust_remote_code
     student = load_tokenizer(options.student, options.student_revision, options.chat_template_path, trust)
     teacher = load_tokenizer(teacher_name, None, None, trust)

@@ -5,7 +5,7 @@
 
 The teacher reads prompt and completion once, and for every token of the completion the `top_k` most likely tokens go into
 `output_dir/store`, with what is needed for the exact tail at each of `temperatures`. About 43 bytes per token at `top_k: 25`.
-One store serves many students, `kd_temperature`s and smaller `top_k`s. A killed run goes on where it stopped, also with another
+With `engine: openai` a server reads, at T = 1. One store serves many students, `kd_temperature`s and smaller `top_k`s. A killed run goes on where it stopped, also with another
 number of processes, and makes the same bytes.
 
 A student with another vocabulary or tokenizer needs the `align` stage next; otherwise run `distill`.
@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_reasoning_distill.scripts.reading import ReaderArguments
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
 
 if TYPE_CHECKING:
     from trl import TrlParser
 
-    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.capture import CaptureConfig
 
 
@@ -33,7 +33,10 @@ class CaptureArguments(StageArguments):
     """The teacher, the rows it reads, and what is kept of what it says."""
 
     model: str = field(
-        default="", metadata={"help": "The teacher: folder or hub name of a model or adapter. Required."}
+        default="",
+        metadata={
+            "help": "The teacher: folder or hub name of a model or adapter; for engine openai, its name on the server. Required."
+        },
     )
     dataset: str = field(
         default="",
@@ -44,9 +47,12 @@ class CaptureArguments(StageArguments):
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset."})
     limit: int | None = field(default=None, metadata={"help": "Read only the first so many rows."})
     top_k: int = field(default=25, metadata={"help": "Tokens kept per position; training can use fewer."})
-    temperatures: list[float] = field(
-        default_factory=lambda: [1.0, 2.0],
-        metadata={"help": "Temperatures that training may use: the tail is exact at these. 1 is always there."},
+    temperatures: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Temperatures that training may use: the tail is exact at these; 1 is always there. Default: 1 2; from a server 1, all "
+            "it can tell."
+        },
     )
     encoding: str = field(
         default="compact",
@@ -74,29 +80,8 @@ class CaptureArguments(StageArguments):
             "and {column} for any column of the row. The student's rows keep the plain prompt."
         },
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a hub model."})
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "float32, bfloat16, float16, or auto: the checkpoint's own on an accelerator, float32 on a CPU."
-        },
-    )
-    quantization: str | None = field(default=None, metadata={"help": "4bit (NF4) or 8bit through bitsandbytes."})
-    device_map: str | None = field(
-        default=None,
-        metadata={"help": "auto spreads one model over all visible GPUs and the memory (then launch one process)."},
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, flash_attention_2, eager, … Default: the model's own."}
-    )
-    max_batch_tokens: int = field(
-        default=16384, metadata={"help": "Tokens per batch, padding included; lower it when memory runs out."}
-    )
     unit_rows: int = field(
         default=512, metadata={"help": "Rows per unit of work: at most this much is done again after a kill."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
     )
 
     def __post_init__(self) -> None:
@@ -106,8 +91,8 @@ class CaptureArguments(StageArguments):
                 raise ValueError(f"{name} is missing: give it with --{name} or in the YAML.")
         self.make_config()
 
-    def make_config(self) -> CaptureConfig:
-        """What to capture.
+    def make_config(self, engine: str = "transformers") -> CaptureConfig:
+        """What to capture with an engine.
 
         Raises:
             ValueError: If an option is out of its range.
@@ -118,7 +103,7 @@ class CaptureArguments(StageArguments):
         options = self.chat_template_kwargs
         return CaptureConfig(
             top_k=self.top_k,
-            temperatures=tuple(self.temperatures),
+            temperatures=tuple(self.temperatures or ((1.0,) if engine == "openai" else (1.0, 2.0))),
             encoding=self.encoding,  # type: ignore[arg-type]  # checked there
             max_length=self.max_length,
             unit_rows=self.unit_rows,
@@ -134,37 +119,36 @@ def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
     from trl import TrlParser
 
-    return TrlParser((CaptureArguments,), prog=prog)  # type: ignore[arg-type]
+    return TrlParser((CaptureArguments, ReaderArguments), prog=prog)  # type: ignore[arg-type]
 
 
 @stage_main
 def main(args: list[str] | None = None) -> None:
     """Run the stage."""
-    (options,) = parse_stage(make_parser(), args)
+    options, reader = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.capture import capture
     from trl_reasoning_distill.teacher.processes import launch_state
 
     state = launch_state()
-    if options.device_map and state.num_processes > 1:
+    if reader.device_map and state.num_processes > 1:
         raise ValueError(
-            f"device_map={options.device_map!r} gives all devices to one process, but {state.num_processes} were launched. "
+            f"device_map={reader.device_map!r} gives all devices to one process, but {state.num_processes} were launched. "
             f"Launch one process, or leave device_map out."
         )
-    rows, config = load_rows(options), options.make_config()
-    tokenizer = load_tokenizer(
-        options.model, options.model_revision, options.chat_template_path, options.trust_remote_code
-    )
+    rows, config = load_rows(options), options.make_config(reader.engine)
+    tokenizer = reader.load_tokenizer(options.model, options.chat_template_path)
     if options.dry_run:
         if state.is_main_process:
-            _print_plan(rows, tokenizer, options)
+            _print_plan(rows, tokenizer, options.model, config)
         return
     inputs = {"model": options.model, "dataset": options.dataset}
+    settings = dataclasses.asdict(options) | dataclasses.asdict(reader)
     run = StageRun(
         "capture",
         options.output_dir,
-        dataclasses.asdict(options),
+        settings,
         inputs,
         overwrite=options.overwrite,
         is_main=state.is_main_process,
@@ -172,12 +156,14 @@ def main(args: list[str] | None = None) -> None:
     with run:
         state.wait_for_everyone()
         result = capture(
-            lambda: _load_reader(options, tokenizer),
+            lambda: reader.make_reader(options.model, tokenizer, config.top_k, config.temperatures),
             tokenizer,
             rows,
             Path(options.output_dir) / "store",
             config,
-            fingerprint=_fingerprint(options, tokenizer, run, str(state.device.type)),
+            fingerprint=reader.fingerprint(
+                options.model, run.inputs["model"]["hash"], tokenizer, str(state.device.type)
+            ),
             state=state,
         )
         if not state.is_main_process:
@@ -235,71 +221,10 @@ def _load_hub_rows(options: Any) -> list[dict[str, Any]]:
     return [dict(row) for row in dataset]
 
 
-def load_tokenizer(model: str, revision: str | None, chat_template_path: str | None, trust_remote_code: bool) -> Any:
-    """A model's tokenizer, with the chat template of a `.jinja` file or another model if that is given.
-
-    Raises:
-        ValueError: If there is no such tokenizer or template.
-    """
-    from transformers import AutoTokenizer
-
-    trust = {"trust_remote_code": trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, **trust)
-        if chat_template_path and chat_template_path.endswith(".jinja"):
-            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
-        elif chat_template_path:
-            tokenizer.chat_template = AutoTokenizer.from_pretrained(chat_template_path, **trust).chat_template
-    except OSError as error:
-        raise ValueError(f"No tokenizer or template for {model}: {str(error).strip().splitlines()[0]}") from None
-    return tokenizer
-
-
-def _load_reader(options: CaptureArguments, tokenizer: Any) -> Any:
-    from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
-    from trl_reasoning_distill.teacher.readers import TransformersReader
-
-    config = options.make_config()
-    engine = TransformersEngine.from_pretrained(
-        options.model,
-        revision=options.model_revision,
-        dtype=options.dtype,
-        device_map=options.device_map,
-        attn_implementation=options.attn_implementation,
-        quantization=options.quantization,
-        trust_remote_code=options.trust_remote_code,
-    )
-    return TransformersReader(
-        engine.model, tokenizer, config.top_k, config.temperatures, max_batch_tokens=options.max_batch_tokens
-    )
-
-
-def _fingerprint(options: CaptureArguments, tokenizer: Any, run: StageRun, device: str) -> dict[str, Any]:
-    """What makes the records, for the store's manifest."""
-    from trl_reasoning_distill.data.manifest import installed_versions
-    from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, tokenizer_fingerprint
-
-    packages = ("torch", "transformers", "tokenizers", "bitsandbytes")
-    commit = tokenizer.init_kwargs.get("_commit_hash")
-    return {
-        "engine": "transformers",
-        "teacher": options.model,
-        "revision": run.inputs["model"]["hash"] or commit or options.model_revision,
-        "dtype": "float32" if options.dtype == "auto" and device == "cpu" else options.dtype,
-        "quantization": options.quantization,
-        "attn_implementation": options.attn_implementation,
-        "max_batch_tokens": options.max_batch_tokens,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "chat_template": chat_template_fingerprint(tokenizer),
-        "versions": {name: version for name, version in installed_versions().items() if name in packages},
-    }
-
-
-def _print_plan(rows: list[dict[str, Any]], tokenizer: Any, options: CaptureArguments) -> None:
+def _print_plan(rows: list[dict[str, Any]], tokenizer: Any, model: str, config: CaptureConfig) -> None:
     """What a real run would do, judged by a few rows, and what the first row supervises."""
     from trl_reasoning_distill.data.tokenization import tokenize_example
 
-    config = options.make_config()
     sample = [
         tokenize_example(
             tokenizer, row, assistant_only=config.assistant_only, chat_template_kwargs=config.chat_template_kwargs
@@ -311,7 +236,7 @@ def _print_plan(rows: list[dict[str, Any]], tokenizer: Any, options: CaptureArgu
     positions = scale * sum(label != -100 for row in sample for label in row.labels)
     size = positions * (1.8 * config.top_k if config.encoding == "compact" else 6.5 * config.top_k)
     print(
-        f"capture: {options.model} would read {len(rows):,} rows, about {tokens:,.0f} tokens, and leave about {positions:,.0f} "
+        f"capture: {model} would read {len(rows):,} rows, about {tokens:,.0f} tokens, and leave about {positions:,.0f} "
         f"records, {size / 1e6:,.1f} MB. The first row supervises:"
     )
     print(repr(tokenizer.decode([label for label in sample[0].labels if label != -100])))

@@ -40,6 +40,15 @@ class StoreArguments:
     chat_template_path: str | None = field(
         default=None, metadata={"help": "[audit] Chat template of the capture, if it was not the teacher's own."}
     )
+    base_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "[audit] Server of the teacher, for a store that was captured from one. Default: $OPENAI_BASE_URL."
+        },
+    )
+    api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "[audit] Environment variable that holds the server's key."}
+    )
     plot: str | None = field(
         default=None, metadata={"help": "[audit] File for a plot, such as audit.png; needs matplotlib."}
     )
@@ -102,28 +111,23 @@ def _inspect(store: TopKStore) -> None:
 
 
 def _audit(store: TopKStore, options: StoreArguments) -> None:
-    from trl_reasoning_distill.scripts.capture import load_tokenizer
+    from trl_reasoning_distill.scripts.reading import ReaderArguments
     from trl_reasoning_distill.teacher.audit import audit_store, plot_audit
-    from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
-    from trl_reasoning_distill.teacher.readers import TransformersReader
 
     made_with = store.fingerprint
-    teacher = options.teacher or made_with["teacher"]
-    tokenizer = load_tokenizer(teacher, None, options.chat_template_path, options.trust_remote_code)
-    engine = TransformersEngine.from_pretrained(
-        teacher,
-        dtype=made_with.get("dtype", "auto"),
-        quantization=made_with.get("quantization"),
-        attn_implementation=made_with.get("attn_implementation"),
+    from_server = made_with.get("engine") == "openai" and options.teacher is None
+    names = () if from_server else ("dtype", "quantization", "attn_implementation", "max_batch_tokens")
+    arguments = ReaderArguments(
+        engine="openai" if from_server else "transformers",
+        tokenizer=options.teacher or store.tokenizer_name,
+        base_url=options.base_url,
+        api_key_env=options.api_key_env,
         trust_remote_code=options.trust_remote_code,
+        **{name: made_with[name] for name in names if name in made_with},
     )
-    reader = TransformersReader(
-        engine.model,
-        tokenizer,
-        store.top_k,
-        store.temperatures,
-        max_batch_tokens=made_with.get("max_batch_tokens", 16384),
-    )
+    teacher = options.teacher or made_with["teacher"]
+    tokenizer = arguments.load_tokenizer(teacher, options.chat_template_path)
+    reader = arguments.make_reader(teacher, tokenizer, store.top_k, store.temperatures)
     audit = audit_store(store, reader, tokenizer, num_rows=options.num_rows)
     print(f"read again: {audit.rows} rows, {audit.positions:,} positions")
     print(

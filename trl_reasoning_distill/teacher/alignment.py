@@ -90,7 +90,7 @@ def align_store(
     store = store if isinstance(store, TopKStore) else TopKStore.open(store)
     if store.manifest["aligned_to"]:
         raise ValueError(f"The store at {store.path} is aligned already. Align the teacher's own store.")
-    teacher_tokenizer = teacher_tokenizer or _load_tokenizer(store.fingerprint.get("teacher"))
+    teacher_tokenizer = teacher_tokenizer or _load_tokenizer(store.tokenizer_name)
     store.check_compatible(
         {"tokenizer": tokenizer_fingerprint(teacher_tokenizer)},
         remedy="Give the tokenizer that the store was captured with.",
@@ -325,12 +325,12 @@ class _Tally:
         return {"positions": self.positions, "kept_positions": self.kept_positions, **means}
 
 
-def _load_tokenizer(name: str | None) -> Any:
+def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"The teacher's tokenizer is not to be had from {name!r} ({str(error).splitlines()[0]}). Give it as teacher_tokenizer."
         ) from None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.teacher.capture import CaptureConfig, anchor_row
 from trl_reasoning_distill.teacher.readers import Reader
-from trl_reasoning_distill.teacher.records import TopKLogProbs
+from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
 
 COVERAGE_AT = (1, 5, 10, 25, 50, 100)
@@ -90,12 +90,15 @@ def divergence(teacher: TopKLogProbs, stored: TopKLogProbs) -> npt.NDArray[np.fl
     the store cannot have thought more of it.
     """
     log_p = teacher.log_probs.astype(np.float64)
-    log_q = np.repeat(stored.log_probs[:, -1:].astype(np.float64), teacher.top_k, axis=1)
+    least = np.where(stored.ids == MISSING_ID, np.inf, stored.log_probs).min(axis=1).astype(np.float64)
+    log_q = np.repeat(np.where(np.isinf(least), 0.0, least)[:, None], teacher.top_k, axis=1)
     for place in range(stored.top_k):
         log_q = np.where(teacher.ids == stored.ids[:, place, None], stored.log_probs[:, place, None], log_q)
-    inside = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    rest_p = np.clip(1.0 - np.exp(log_p).sum(axis=1), 1e-12, 1.0)
-    rest_q = np.clip(1.0 - np.exp(log_q).sum(axis=1), 1e-12, 1.0)
+    is_token = teacher.ids != MISSING_ID
+    log_p, log_q = (np.where(is_token, values, 0.0) for values in (log_p, log_q))
+    p, q = (np.where(is_token, np.exp(values), 0.0) for values in (log_p, log_q))
+    inside = (p * (log_p - log_q)).sum(axis=1)
+    rest_p, rest_q = (np.clip(1.0 - mass.sum(axis=1), 1e-12, 1.0) for mass in (p, q))
     return inside + rest_p * (np.log(rest_p) - np.log(rest_q))
 
 

@@ -175,7 +175,7 @@ def _write_unit(
         top_k=config.top_k,
         temperatures=config.temperatures,
         encoding="lossless",
-        fingerprint={**fingerprint, "left_out": left_out},
+        fingerprint={**fingerprint, _READER: dict(teacher.provenance), "left_out": left_out},
     ) as writer:
         for anchored, its_records in zip(kept, records, strict=True):
             writer.add(anchored.input_ids, anchored.labels, its_records, anchored.example)
@@ -198,12 +198,24 @@ def _join(parts: Path, units: int, output: Path, config: CaptureConfig, fingerpr
         top_k=config.top_k,
         temperatures=config.temperatures,
         encoding=config.encoding,
-        fingerprint={**fingerprint, "left_out": left_out},
+        fingerprint={**fingerprint, _READER: _reader_of(stores, parts), "left_out": left_out},
     ) as writer:
         for store in tqdm(stores, unit="unit", desc="join", disable=len(stores) < 16):
             for number, row in enumerate(store):
                 records = store.read(np.arange(row.offset, row.offset + row.count))
                 writer.add(row.input_ids, row.labels, records, store.example(number))
+
+
+def _reader_of(stores: Sequence[TopKStore], parts: Path) -> dict[str, Any]:
+    """What the units' readers found out about their teacher, the same for all: a server may have been started anew between two."""
+    first = stores[0].fingerprint[_READER]
+    for store in stores[1:]:
+        if store.fingerprint[_READER] != first:
+            raise StoreError(
+                f"The units in {parts} were not read by one teacher: {stores[0].path.name} by {first}, {store.path.name} by "
+                f"{store.fingerprint[_READER]}. Remove those of one of them and run the stage again."
+            )
+    return first
 
 
 def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow | None:
@@ -245,6 +257,7 @@ def _teacher_prompt(row: Row, config: CaptureConfig) -> Any:
     return [*prompt[:last], {**prompt[last], "content": text}, *prompt[last + 1 :]]
 
 
+_READER = "reader"
 _TEXT_COLUMNS = ("prompt", "completion", "messages", "text", "tools", "chat_template_kwargs")
 
 

@@ -150,8 +150,8 @@ def test_key_travels_and_is_not_shown(model, tokenizer, monkeypatch, caplog):
     ("options", "expected"),
     [
         ({}, "float32 logits"),
-        ({"dtype": torch.bfloat16}, "16-bit logits, in steps of 0.0625"),
-        ({"dtype": torch.float16}, "16-bit logits, in steps of 0.00781"),
+        ({"dtype": torch.bfloat16}, "16-bit logits"),
+        ({"dtype": torch.float16}, "16-bit logits"),
         ({"decimals": 4}, "rounded to 4 decimals"),
     ],
 )

@@ -12,6 +12,7 @@ from trl_reasoning_distill.teacher.engines.client import RefusedRequestError
 from trl_reasoning_distill.teacher.readers.protocols import (
     Candidates,
     Echo,
+    OtherTokensError,
     PromptLogProbs,
     Protocol,
     UnusableAnswerError,
@@ -55,9 +56,8 @@ def examine(ask: Ask, tokenizer: Any, top_k: int, server: str) -> Examination:
     refusals = []
     for protocol in _PROTOCOLS:
         try:
-            told = _probe(ask, protocol, row, top_k, server)
             _check_tokenizer(ask, protocol, tokenizer, server)
-            return Examination(protocol, precision_of(told))
+            return Examination(protocol, precision_of(_probe(ask, protocol, row, top_k, server)))
         except UnusableAnswerError as error:
             refusals.append(f"it {error}")
         except RefusedRequestError as error:
@@ -130,10 +130,10 @@ def _check_tokenizer(ask: Ask, protocol: Protocol, tokenizer: Any, server: str) 
     try:
         for _ in protocol.candidates(choice, row, range(1, len(row))):
             pass
-    except UnusableAnswerError as error:
+    except OtherTokensError as error:
         raise ValueError(
-            f"{server} has another tokenizer than {getattr(tokenizer, 'name_or_path', '') or 'this'}: sent {_TEXT!r}, it {error} "
-            "Give the tokenizer of the model it serves."
+            f"{server} has another tokenizer than {getattr(tokenizer, 'name_or_path', '') or 'this'}, or counts positions otherwise: sent "
+            f"{_TEXT!r}, it {error} Give the tokenizer of the model it serves."
         ) from None
 
 
@@ -155,5 +155,5 @@ def precision_of(told: Sequence[Candidates]) -> str:
         step = 2.0**-exponent
         off = np.abs(differences - np.rint(differences / step) * step)
         if (off < 1e-5).mean() > 0.9:
-            return f"16-bit logits, in steps of {step:.3g}"
+            return "16-bit logits"
     return "float32 logits"

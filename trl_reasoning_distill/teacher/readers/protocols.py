@@ -13,6 +13,10 @@ class UnusableAnswerError(ValueError):
     """An answer that came, but is not what was asked for; says what it is instead."""
 
 
+class OtherTokensError(UnusableAnswerError):
+    """An answer about other tokens than were sent, or about other positions."""
+
+
 class Protocol:
     """How to ask for log-probabilities of a prompt, and how to understand the answer.
 
@@ -30,7 +34,7 @@ class Protocol:
         """What the server expected at each position t ≥ 1 of the row.
 
         Raises:
-            UnusableAnswerError: If that is not in the answer, or it is about other tokens than the row's.
+            UnusableAnswerError: If that is not in the answer; an `OtherTokensError` if it is about other tokens than the row's.
         """
         raise NotImplementedError
 
@@ -59,7 +63,7 @@ class PromptLogProbs(Protocol):
                     f"answered `prompt_logprobs` with something else than token ids and log-probabilities: {entries!r:.200}"
                 ) from None
             if row[t] not in found:
-                raise UnusableAnswerError(
+                raise OtherTokensError(
                     f"tells nothing of token {row[t]} at position {t}, where it stands: its positions or its tokens are others."
                 )
             yield _sorted(found)
@@ -83,7 +87,7 @@ class Echo(Protocol):
         _check_length(len(row) <= len(tokens) <= len(row) + 1, len(tokens), row)  # one was generated
         for t in positions:
             if (token := _id_of(tokens[t])) != row[t]:
-                raise UnusableAnswerError(f"has token {token} at position {t}, where it was sent {row[t]}.")
+                raise OtherTokensError(f"has token {token} at position {t}, where it was sent {row[t]}.")
             yield _sorted({_id_of(name): float(value) for name, value in (tops[t] or {}).items()})
 
 
@@ -99,7 +103,7 @@ def _id_of(name: str) -> int:
 
 def _check_length(fits: bool, told: int, row: Sequence[int]) -> None:
     if not fits:
-        raise UnusableAnswerError(f"tells of {told} positions for a prompt of {len(row)} tokens.")
+        raise OtherTokensError(f"tells of {told} positions for a prompt of {len(row)} tokens.")
 
 
 def _sorted(found: dict[int, float]) -> Candidates:

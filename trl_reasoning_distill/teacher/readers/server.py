@@ -10,7 +10,7 @@ temperature the mass outside the Top-K depends on logits that were not told, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class ServerReader:
         self.base_url = self._client.base_url
         found = examine(self._ask, tokenizer, top_k, f"The server at {self.base_url}")
         self._protocol = found.protocol
-        self.provenance = {"protocol": found.protocol.name, "precision": found.precision}
+        self.provenance: Mapping[str, Any] = {"protocol": found.protocol.name, "precision": found.precision}
         self.context_length = self._context_length()
 
     def read(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[TopKLogProbs]:

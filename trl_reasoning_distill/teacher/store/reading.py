@@ -110,6 +110,12 @@ class TopKStore:
         return dict(self.manifest["fingerprint"])
 
     @property
+    def tokenizer_name(self) -> str:
+        """Folder or hub name of the tokenizer that the rows were made with: the teacher's. Empty if the store does not say."""
+        made_with = self.manifest["fingerprint"]
+        return str(made_with.get("tokenizer_name") or made_with.get("teacher") or "")
+
+    @property
     def tokenizer_fingerprint(self) -> str | None:
         """The tokenizer whose ids the store holds: the student's once aligned, the teacher's before."""
         made_for = self.manifest["aligned_to"] or self.manifest["fingerprint"]
