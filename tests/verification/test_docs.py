@@ -45,6 +45,35 @@ def test_the_reward_function_gives_rewards_as_trl_asks_for_them(page: str) -> No
     assert reward(completions=messages, answer=answers, **columns) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_real_grpo_trainer_takes_the_reward_function(page: str, quickstart_models: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    scope: dict = {}
+    exec(next(block for block in blocks(page) if "verified_reward" in block), scope)
+    asked = []
+
+    def verified_reward(completions: list, answer: list[str], **columns: object) -> list[float | None]:
+        asked.append(answer)
+        return scope["verified_reward"](completions, answer, **columns)
+
+    rows = [{"prompt": [{"role": "user", "content": "Add 2 and 3."}], "answer": "5"}] * 2
+    config = GRPOConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, num_generations=2, max_completion_length=8,
+        use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        model=str(quickstart_models / "student"),
+        reward_funcs=verified_reward,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+    )
+    trainer.train()
+    assert asked == [["5", "5"]]
+
+
 def test_every_disagreement_is_told(page: str) -> None:
     rows = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
     assert [int(row) for row in rows] == sorted(DISAGREEMENTS)

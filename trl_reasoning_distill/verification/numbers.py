@@ -87,7 +87,9 @@ def _close(prediction: Number, gold: Number, tolerance: float) -> bool:
         return prediction.value == gold.value
     scale = max(abs(prediction.value), abs(gold.value))
     # 28,800.01 is not the integer 28,800, however large the numbers are.
-    return abs(prediction.value - gold.value) <= Fraction(tolerance) * (min(scale, 1) if gold.is_integer else scale)
+    return abs(prediction.value - gold.value) <= Fraction(tolerance) * (
+        min(scale, Fraction(1)) if gold.is_integer else scale
+    )
 
 
 def _simplify(text: str) -> str:
