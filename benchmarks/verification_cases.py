@@ -30,7 +30,6 @@ class Case:
 Rule = Callable[[str], str | None]
 
 _INTEGER = re.compile(r"-?\d+")
-_FRACTION = re.compile(r"(-?)\\[dt]?frac\{?(\d+?)\}?\{?(\d+)\}?")
 _PLAIN_FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _DEGREES = re.compile(r"(\d+)\^\\circ")
 _TEXT = re.compile(r"\\text\{\(?([A-Za-z]+)\)?\}")
@@ -201,7 +200,7 @@ REWRITES: dict[str, Rule] = {
     "list in another order": _when(_LIST, lambda m: ", ".join(reversed(m[0].replace(" ", "").split(",")))),
     "list as a set": _when(_LIST, lambda m: f"\\{{{m[0]}\\}}"),
     "root": _when(_ROOT, lambda m: f"{m[1]}\\sqrt{{{int(m[2]) ** 2 * int(m[3])}}}"),
-    "\\cdot": _replace(("\\sqrt", "\\cdot\\sqrt")) and _when(_ROOT, lambda m: f"{m[1]}{m[2]} \\cdot \\sqrt{{{m[3]}}}"),
+    "\\cdot": _when(_ROOT, lambda m: f"{m[1]}{m[2]} \\cdot \\sqrt{{{m[3]}}}"),
     "multiples of π": lambda gold: re.sub(r"^(\d+) ?\\pi$", r"\\pi \\cdot \1", gold),
     "π/6": lambda gold: re.sub(r"^(-?)\\frac\{\\pi\}\{(\d+)\}$", r"\1\\pi/\2", gold),
     "\\bmatrix": _replace(("pmatrix", "bmatrix")),
