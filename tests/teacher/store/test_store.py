@@ -69,10 +69,16 @@ def test_positions_can_be_read_in_any_order(tmp_path):
     written = write_store(tmp_path, encoding="lossless")
     store = TopKStore.open(tmp_path, cache_blocks=1)
     everything = TopKLogProbs.concatenate([records for *_, records in written])
-    indices = np.random.default_rng(1).integers(0, len(store), 300)
-    read = store.read(indices)
-    assert (read.ids == everything.ids[indices]).all()
-    assert (read.log_probs == everything.log_probs[indices]).all()
+    rng = np.random.default_rng(1)
+    wanted = [rng.integers(0, len(store), 300), np.arange(len(store)), np.arange(len(store))[::-1], [3], [5, 5, 5]]
+    wanted += [np.arange(*sorted(rng.choice(len(store), 2, replace=False))) for _ in range(20)]  # over block borders
+    for indices in wanted:
+        read = store.read(indices)
+        assert (read.ids == everything.ids[indices]).all()
+        assert (read.log_probs == everything.log_probs[indices]).all()
+        assert (read.log_sum_exp == everything.log_sum_exp[indices]).all()
+    read.ids[:] = 0  # what was read is the reader's own
+    assert (store.read(indices).ids == everything.ids[indices]).all()
     assert len(store.read([])) == 0
     for outside in (-1, len(store)):
         with pytest.raises(IndexError, match=f"asked for {outside}"):

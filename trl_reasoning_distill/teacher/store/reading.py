@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from trl_reasoning_distill.teacher.store.writing import FORMAT, MANIFEST, SCHEMA
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_Rows: TypeAlias = slice | npt.NDArray[np.integer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,22 +138,31 @@ class TopKStore:
             return TopKLogProbs.empty(self.top_k, self.temperatures)
         if wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"{self.path} has records 0–{len(self) - 1}, asked for {wanted.min()}–{wanted.max()}.")
-        block_of, place = np.divmod(wanted, self.manifest["block_size"])
-        blocks = np.unique(block_of)
-        if len(blocks) == 1:
-            return self._block(int(blocks[0])).take(place)
         out = TopKLogProbs(
             np.empty((len(wanted), self.top_k), np.int32),
             np.empty((len(wanted), self.top_k), np.float32),
             np.empty((len(wanted), len(self.temperatures)), np.float32),
             self.temperatures,
         )
-        for number in blocks:
-            rows = np.flatnonzero(block_of == number)
-            block = self._block(int(number))
-            out.ids[rows], out.log_probs[rows] = block.ids[place[rows]], block.log_probs[place[rows]]
-            out.log_sum_exp[rows] = block.log_sum_exp[place[rows]]
+        for number, rows, places in self._by_block(wanted):
+            block = self._block(number)
+            out.ids[rows], out.log_probs[rows] = block.ids[places], block.log_probs[places]
+            out.log_sum_exp[rows] = block.log_sum_exp[places]
         return out
+
+    def _by_block(self, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Rows, _Rows]]:
+        """Per block: its number, which of the wanted records it holds, and where; as slices if the wanted ones follow each other."""
+        size = int(self.manifest["block_size"])
+        first, last = int(wanted[0]), int(wanted[-1])
+        if last - first == len(wanted) - 1 and (wanted[1:] - wanted[:-1] == 1).all():
+            for number in range(first // size, last // size + 1):
+                start, stop = max(first, number * size), min(last + 1, (number + 1) * size)
+                yield number, slice(start - first, stop - first), slice(start - number * size, stop - number * size)
+            return
+        block_of, place = np.divmod(wanted, size)
+        for number in np.unique(block_of):
+            rows = np.flatnonzero(block_of == number)
+            yield int(number), rows, place[rows]
 
     def _block(self, number: int) -> TopKLogProbs:
         if number in self._cache:
