@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +14,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_reasoning_distill.data.files import read_json, read_jsonl, write_json
+from tests.recipes.running import FinishedRecipe, run_recipe
+from trl_reasoning_distill.data.files import read_json
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.schema import Problem, Trace
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.data.tokenization import tokenize_example
-from trl_reasoning_distill.scripts.stage import read_config
 from trl_reasoning_distill.teacher.engines import GenerationRequest, SamplingConfig
 from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
 from trl_reasoning_distill.teacher.store import TopKStore
@@ -40,41 +37,15 @@ SMALLER: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A recipe that was run: the folder of its stages, what was printed, and how to run it again."""
-
-    runs: Path
-    output: str
-    run_again: Callable[[], str]
-
-    def rows(self, file: str) -> list[dict[str, Any]]:
-        return list(read_jsonl(self.runs / file))
-
-
 @pytest.fixture(scope="module")
-def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRecipe:
     """The recipe's own YAMLs and models, with fewer problems and steps, run through all stages in their own processes."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    recipe = folder / "recipes" / "quickstart"
-    shutil.copytree(repository / "recipes" / "quickstart", recipe)
-    for stage, changes in SMALLER.items():
-        path = recipe / f"{stage}.yaml"
-        write_json(path, read_config(path) | changes)  # JSON is YAML
-
-    def run() -> str:
-        command = [sys.executable, "-m", "trl_reasoning_distill.cli", "run", "recipes/quickstart"]
-        command += ["--accelerate_config", "cpu"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    return Finished(folder / "runs" / "quickstart", run(), run)
+    return run_recipe(repository / "recipes" / "quickstart", tmp_path_factory.mktemp("quickstart"), SMALLER)
 
 
 # The first test waits for seven launches, each of which imports torch and transformers.
 @pytest.mark.timeout(1800)
-def test_every_stage_runs_in_order_and_leaves_a_manifest(finished: Finished) -> None:
+def test_every_stage_runs_in_order_and_leaves_a_manifest(finished: FinishedRecipe) -> None:
     places = [finished.output.index(f"[{number}/7] {stage}: done in") for number, stage in enumerate(STAGES, start=1)]
     assert places == sorted(places)
     for stage in STAGES:
@@ -90,7 +61,7 @@ def test_every_stage_runs_in_order_and_leaves_a_manifest(finished: Finished) -> 
     assert finished.output.rstrip().endswith("report: runs/quickstart/report/report.html")
 
 
-def test_traces_become_verdicts_and_right_ones_training_rows(finished: Finished) -> None:
+def test_traces_become_verdicts_and_right_ones_training_rows(finished: FinishedRecipe) -> None:
     problems = [Problem.from_row(row) for row in finished.rows("generate/problems.jsonl")]
     traces = [Trace.from_row(row) for row in finished.rows("generate/traces.jsonl")]
     assert len(problems) == 12
@@ -109,7 +80,7 @@ def test_traces_become_verdicts_and_right_ones_training_rows(finished: Finished)
         assert ReasoningFormat.preset("think").parse(row["completion"][0]["content"]).well_formed
 
 
-def test_the_store_holds_a_record_for_every_supervised_token(finished: Finished, quickstart_models: Path) -> None:
+def test_the_store_holds_a_record_for_every_supervised_token(finished: FinishedRecipe, quickstart_models: Path) -> None:
     store = TopKStore.open(finished.runs / "capture")
     rows = finished.rows("verify/train.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(quickstart_models / "student")
@@ -119,7 +90,9 @@ def test_the_store_holds_a_record_for_every_supervised_token(finished: Finished,
     assert [row.input_ids.tolist() for row in store] == [row.input_ids for row in tokens]
 
 
-def test_control_and_distilled_took_the_same_steps_and_tokens(finished: Finished, quickstart_models: Path) -> None:
+def test_control_and_distilled_took_the_same_steps_and_tokens(
+    finished: FinishedRecipe, quickstart_models: Path
+) -> None:
     sft, distill = (read_manifest(finished.runs / stage) for stage in ("sft", "distill"))
     assert sft.counts["steps"] == 2
     for count in ("steps", "rows", "supervised_tokens_seen", "tokens_seen"):
@@ -133,7 +106,7 @@ def test_control_and_distilled_took_the_same_steps_and_tokens(finished: Finished
         assert read_json(finished.runs / stage / "trainer_state.json")["log_history"]
 
 
-def test_the_comparison_says_what_the_predictions_say(finished: Finished) -> None:
+def test_the_comparison_says_what_the_predictions_say(finished: FinishedRecipe) -> None:
     predictions = finished.rows("evaluate/predictions.jsonl")
     metrics = read_json(finished.runs / "evaluate" / "metrics.json")
     comparison = read_json(finished.runs / "report" / "comparison.json")
@@ -158,7 +131,7 @@ def test_the_comparison_says_what_the_predictions_say(finished: Finished) -> Non
     assert comparison["gap_recovered"] == pytest.approx(expected)
 
 
-def test_the_report_is_one_page_that_loads_nothing(finished: Finished) -> None:
+def test_the_report_is_one_page_that_loads_nothing(finished: FinishedRecipe) -> None:
     page = (finished.runs / "report" / "report.html").read_text()
     assert "Quickstart: longer chains of arithmetic" in page
     assert "data:image/" in page or "<svg" in page
@@ -170,7 +143,7 @@ def test_the_report_is_one_page_that_loads_nothing(finished: Finished) -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_a_second_run_skips_everything(finished: Finished) -> None:
+def test_a_second_run_skips_everything(finished: FinishedRecipe) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.runs.rglob("*") if path.is_file()}
     output = finished.run_again()
     assert [f"[{number}/7] {stage}: done before" in output for number, stage in enumerate(STAGES, 1)] == [True] * 7
@@ -216,7 +189,7 @@ def count_right(model: Path, problems: list[Problem]) -> int:
 
 
 @pytest.mark.timeout(1800)
-def test_the_readmes_python_runs_as_it_stands(finished: Finished, repository: Path) -> None:
+def test_the_readmes_python_runs_as_it_stands(finished: FinishedRecipe, repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     code = "\n".join(block.partition("```")[0] for block in readme.split("```python\n")[1:])
     assert "max_steps=50" in code
