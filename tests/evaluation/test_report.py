@@ -19,7 +19,7 @@ from trl_reasoning_distill.data.files import write_json, write_jsonl
 from trl_reasoning_distill.data.manifest import StageRun
 from trl_reasoning_distill.evaluation import findings
 from trl_reasoning_distill.evaluation.compare import Comparison, compare_models
-from trl_reasoning_distill.evaluation.report import trace_provenance
+from trl_reasoning_distill.evaluation.provenance import trace_provenance
 from trl_reasoning_distill.evaluation.report import write_report as write_full_report
 from trl_reasoning_distill.extras import MissingExtraError
 
@@ -167,6 +167,34 @@ def test_a_whole_report(run):
     assert comparison["gap_recovered"] == pytest.approx(39 / 51)
     markdown = (run / "report" / "report.md").read_text()
     assert "| distilled against sft | +35.0 |" in markdown
+    assert "What it cost" in told
+    card = (run / "report" / "model_card.md").read_text()
+    assert "Distilled is better than SFT by 35.0 points" in card
+    assert "| distilled | 75.0 %" in card
+    assert "1234 positions, Top-25" in card
+
+
+def test_several_runs_of_each_model_are_one_model_on_the_page(tmp_path):
+    rows = [
+        prediction(
+            f"{model}@{seed}" if seed is not None else model,
+            problem,
+            "correct" if problem < count + 2 * (seed or 0) else "incorrect",
+        )
+        for model, count, seeds in (("base", 6, [None]), ("sft", 20, range(3)), ("distilled", 40, range(3)))
+        for seed in seeds
+        for problem in range(60)
+    ]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    comparison = write_report(tmp_path, tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert_self_contained(text)
+    told = " ".join(" ".join(Page(text).texts).split()).replace("\N{NO-BREAK SPACE}", " ")
+    assert comparison.models["distilled"].runs == 3
+    assert "Distilled is better than SFT by 33.3 points" in told
+    assert "by run +33.3, +33.3, +33.3" in told
+    assert "crossed bootstrap over runs and problems" in told
+    assert "sft@" not in told
 
 
 def test_the_same_input_gives_the_same_files(run):

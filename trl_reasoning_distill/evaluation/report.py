@@ -1,4 +1,5 @@
-"""One page that says what was found, how sure that is, and what it came from: `report.html`, `report.md`, `comparison.json`.
+"""One page that says what was found, how sure that is, and what it came from: `report.html`, `report.md`, `comparison.json`; and
+`model_card.md`, the section for the model's card.
 
 `report.html` is one file. It asks nothing of the network (its Content-Security-Policy forbids that), runs no script, and shows
 all that a model wrote as text, whatever it wrote.
@@ -9,14 +10,13 @@ from __future__ import annotations
 import math
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.data.files import atomic_write, read_json, read_jsonl, write_json
-from trl_reasoning_distill.data.manifest import StageManifest, read_manifest
+from trl_reasoning_distill.data.files import atomic_write, read_jsonl, write_json
+from trl_reasoning_distill.data.manifest import StageManifest
 from trl_reasoning_distill.evaluation import charts, findings
 from trl_reasoning_distill.evaluation.compare import (
     BASE,
@@ -27,19 +27,12 @@ from trl_reasoning_distill.evaluation.compare import (
     Part,
     compare_models,
 )
+from trl_reasoning_distill.evaluation.curves import Paths, draw_curves
 from trl_reasoning_distill.evaluation.errors import ERROR_KINDS, classify_error
+from trl_reasoning_distill.evaluation.provenance import cost, summarize_store, trace_provenance
+from trl_reasoning_distill.evaluation.rendering import printable, render
+from trl_reasoning_distill.evaluation.scores import run_of
 from trl_reasoning_distill.extras import require_extra
-
-CURVES = {
-    "sft_loss": "SFT loss, nats per token",
-    "kd_loss": "KD loss, nats per token (× T²)",
-    "kd_weight": "KD weight α",
-    "kl_loss": "KL to the reference, nats per token",
-    "top1_agreement": "Share of tokens where student and teacher agree",
-    "eval_accuracy": "Accuracy during training",
-    "loss": "Loss as a whole",
-}
-"""What is drawn of a training's `log_history`, where it was logged: key to title."""
 
 DIMENSIONS = {
     "kind": "kind of problem",
@@ -48,10 +41,23 @@ DIMENSIONS = {
 }
 """What the problems are parted by, in words."""
 
+CARD_SETTINGS = (
+    "top_k",
+    "kd_temperature",
+    "kd_weight",
+    "kd_support",
+    "kd_divergence",
+    "kd_top_p",
+    "num_train_epochs",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+)
+"""Options of the distillation that the model card names."""
+
 MAX_OUTPUT = 8_000  # characters of a model's text that an example shows
 MAX_PARTS = 24  # parts of the problems that a chart shows: the largest ones
-
-Paths = Mapping[str, "str | os.PathLike[str]"]
 
 
 def write_report(
@@ -69,11 +75,11 @@ def write_report(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the models of an evaluation and write `report.html`, `report.md` and `comparison.json`.
+    """Compare the models of an evaluation and write `report.html`, `report.md`, `model_card.md` and `comparison.json`.
 
     Args:
         evaluation_dir: Folder that the evaluate stage wrote, with `predictions.jsonl`.
-        output_dir: Folder for the three files; made if missing.
+        output_dir: Folder for the four files; made if missing.
         training: Name of a training to its output folder, for its curves. A training that has the name of a model is drawn in
             that model's colour.
         store: Top-K store that the student was trained on.
@@ -94,64 +100,57 @@ def write_report(
         FileNotFoundError: If a folder lacks what it should hold.
         ValueError: If the predictions cannot be compared; see `compare_models`.
     """
-    for module in ("jinja2", "matplotlib"):  # before the work, not after it
-        require_extra("report", module)
+    require_report_extra()
     evaluation_dir, output_dir = Path(evaluation_dir), Path(output_dir)
     predictions_path = evaluation_dir / "predictions.jsonl"
     if not predictions_path.is_file():
         raise FileNotFoundError(
             f"No predictions.jsonl in {evaluation_dir}: give the folder that the evaluate stage wrote."
         )
-    predictions = [{key: _printable(value) for key, value in row.items()} for row in read_jsonl(predictions_path)]
+    predictions = [{key: printable(value) for key, value in row.items()} for row in read_jsonl(predictions_path)]
     comparison = compare_models(
         predictions, base=base, teacher=teacher, control=control, student=student, resamples=resamples, seed=seed
     )
     place = list(comparison.models)
-    predictions.sort(key=lambda row: place.index(row["model"]))  # so that every table has the same order
-    colors = _model_colors(comparison)
     for row in predictions:
+        row["model"] = run_of(row["model"])[0]  # from here on all runs of a model are one
         row["error"] = classify_error(row)
+    predictions.sort(key=lambda row: place.index(row["model"]))  # so that every table has the same order
+    colors = model_colors(comparison)
+    stages = trace_provenance([evaluation_dir, *(training or {}).values(), *([store] if store else [])])
     page = {
-        "title": _printable(title),
+        "title": printable(title),
         "comparison": comparison,
         "finding": findings.find(comparison),
         "charts": _charts(comparison, colors),
         "dimensions": DIMENSIONS,
         "behaviour": _behaviour(predictions),
         "errors": _errors(predictions),
-        "curves": _curves(training or {}, colors),
-        "store": _store(Path(store)) if store else None,
+        "curves": draw_curves(training or {}, colors),
+        "store": summarize_store(Path(store)) if store else None,
         "examples": _examples(predictions, comparison, examples, seed),
-        "stages": trace_provenance([evaluation_dir, *(training or {}).values(), *([store] if store else [])]),
+        "stages": stages,
+        "cost": cost(stages),
+        "settings": _student_settings(stages),
     }
-    html, markdown = _render(page)
     write_json(output_dir / "comparison.json", comparison.to_dict())
-    for name, text in (("report.md", markdown), ("report.html", html)):
+    for name in ("model_card.md", "report.md", "report.html"):
         with atomic_write(output_dir / name) as handle:
-            handle.write(text)
+            handle.write(render(f"{name}.j2", page))
     return comparison
 
 
-def trace_provenance(paths: Iterable[str | os.PathLike[str]]) -> list[StageManifest]:
-    """The manifests of the stages that made some folders, and of those that made what these read, oldest first."""
-    found: dict[Path, StageManifest] = {}
-    waiting = [Path(path) for path in paths]
-    while waiting:
-        path = waiting.pop()
-        for folder in (path, *list(path.parents)[:2]):  # a stage's files lie in its folder or one below
-            if folder in found:
-                break
-            try:
-                found[folder] = read_manifest(folder)
-            except (FileNotFoundError, ValueError):  # not a stage's folder; a store has a manifest of its own kind
-                continue
-            waiting += [Path(each["path"]) for each in found[folder].inputs.values() if each["path"]]
-            break
-    stages = list(found.values())[::-1]  # what was read was found after its reader, and `started` counts whole seconds
-    return sorted(stages, key=lambda stage: stage.started)
+def require_report_extra() -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        MissingExtraError: If matplotlib or Jinja2 is not installed.
+    """
+    for module in ("jinja2", "matplotlib"):
+        require_extra("report", module)
 
 
-def _model_colors(comparison: Comparison) -> dict[str, str]:
+def model_colors(comparison: Comparison) -> dict[str, str]:
     """A colour per model: those of base, control, student and teacher are always the same."""
     role_colors = dict(zip((BASE, CONTROL, STUDENT, TEACHER), charts.SERIES, strict=False))
     colors = {name: role_colors[role] for role, name in comparison.roles.items()}
@@ -182,6 +181,12 @@ def _pair_by_part(parts: Mapping[str, Part], names: tuple[str, str]) -> dict[str
         for label, part in parts.items()
         if label in largest
     }
+
+
+def _student_settings(stages: Sequence[StageManifest]) -> dict[str, Any]:
+    """What the distillation was told, of what a reader of a model card asks first."""
+    distilled = [stage for stage in stages if stage.stage in ("distill", "gkd")]
+    return {name: value for name, value in distilled[-1].config.items() if name in CARD_SETTINGS} if distilled else {}
 
 
 def _behaviour(predictions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -217,56 +222,6 @@ def _errors(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     shares = {model: {kind: by_kind[kind] / by_kind.total() for kind in colors} for model, by_kind in counts.items()}
     return {"kinds": list(colors), "counts": counts, "chart": charts.error_chart(shares, colors) if colors else None}
-
-
-def _curves(training: Paths, model_colors: Mapping[str, str]) -> list[dict[str, str]]:
-    """The charts of what was logged in the trainings, each with its title."""
-    histories = {name: _read_log_history(Path(path)) for name, path in training.items()}
-    others = (color for color in charts.SERIES if color not in model_colors.values())
-    colors = {name: model_colors.get(name) or next(others, charts.INK) for name in histories}
-    drawn = []
-    for key, title in CURVES.items():
-        curves = {}
-        for name, history in histories.items():
-            logged = [(entry["step"], entry[key]) for entry in history if math.isfinite(entry.get(key, math.nan))]
-            if logged:
-                curves[name] = ([step for step, _ in logged], [value for _, value in logged])
-        if curves:
-            drawn.append({"title": title, "chart": charts.curve_chart(title, curves, colors)})
-    return drawn
-
-
-def _read_log_history(folder: Path) -> list[dict[str, Any]]:
-    """`log_history` of a training's `trainer_state.json`, of its newest checkpoint if it has not ended."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
-    for candidate in (folder, *reversed(checkpoints)):
-        if (candidate / "trainer_state.json").is_file():
-            history: list[dict[str, Any]] = read_json(candidate / "trainer_state.json")["log_history"]
-            return history
-    raise FileNotFoundError(f"No trainer_state.json in {folder} or in a checkpoint of it: is it a training's output?")
-
-
-def _store(path: Path) -> dict[str, Any]:
-    """What a store holds and what it takes, from its manifest, and what the stage that made it counted."""
-    manifest = read_json(path / "manifest.json")
-    if not isinstance(manifest, dict) or not manifest.get("positions"):
-        raise ValueError(f"{path} is not a Top-K store with positions in it: its manifest.json names none.")
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    try:
-        counts = read_manifest(path.parent).counts
-    except (FileNotFoundError, ValueError):  # a store that no stage of ours put there
-        counts = {}
-    return {
-        "path": str(path),
-        "positions": manifest["positions"],
-        "rows": manifest.get("rows"),
-        "top_k": manifest.get("top_k"),
-        "temperatures": manifest.get("temperatures"),
-        "bytes": size,
-        "bytes_per_position": size / manifest["positions"],
-        "counts": counts,
-        "fingerprint": manifest.get("fingerprint") or {},
-    }
 
 
 def _examples(
@@ -319,69 +274,3 @@ def _example(by_model: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for model, answer in by_model.items()
         ],
     }
-
-
-def _render(page: Mapping[str, Any]) -> tuple[str, str]:
-    """The page as HTML, every value escaped, and as Markdown, likewise."""
-    jinja2 = require_extra("report", "jinja2")
-    markup = require_extra("report", "markupsafe").Markup
-    filters = {
-        "percent": findings.percent,
-        "points": findings.points,
-        "interval": findings.percent_interval,
-        "p_value": findings.p_value,
-        "describe": findings.describe_pair,
-        "outcome": findings.outcome_of,
-        "size": _size,
-        "duration": _duration,
-        "svg": markup,  # only ever used for our own charts
-    }
-    texts = []
-    for name, finalize in (("report.html.j2", _html), ("report.md.j2", _markdown)):
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("trl_reasoning_distill", "evaluation/templates"),
-            autoescape=name.endswith(".html.j2"),
-            finalize=finalize,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= filters
-        texts.append(environment.get_template(name).render(page))
-    return texts[0], texts[1]
-
-
-def _printable(value: Any) -> Any:
-    """A text without the characters that no file or page can hold: control characters and halves of surrogate pairs."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", value)
-
-
-def _html(value: Any) -> Any:
-    """A text whose percent signs stay beside their numbers."""
-    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value  # our charts are Markup, not str
-
-
-def _markdown(value: Any) -> Any:
-    """A text in which nothing is Markdown or HTML, on one line."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(value.split()))
-
-
-def _size(count: float) -> str:
-    """`2345678` bytes as `2.3 MB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    """`4000` seconds as `1 h 7 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

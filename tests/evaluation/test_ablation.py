@@ -1,0 +1,96 @@
+"""Several runs on one page: found by themselves, grouped by seed, sorted by effect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+
+from tests.evaluation.test_report import Page, assert_self_contained, predictions
+from trl_reasoning_distill.data.files import write_json, write_jsonl
+from trl_reasoning_distill.data.manifest import StageRun
+from trl_reasoning_distill.evaluation.ablation import write_ablation_report
+from trl_reasoning_distill.evaluation.runs import read_run
+
+
+def make_run(folder: Path, *, top_k: int, right: int, seed: int = 0, n: int = 60) -> Path:
+    """A run whose student is right on the first `right` problems, its control on 20, its base on 6, its teacher on 57."""
+    for name in ("sft", "distill"):
+        settings = {"output_dir": str(folder / name), "seed": seed} | ({"top_k": top_k} if name == "distill" else {})
+        with StageRun(name, folder / name, settings, seed=seed) as stage:
+            (folder / name / "final_model").mkdir()
+            logged = [{"step": step, "kd_loss": 1 / step, "eval_math_accuracy": 0.1 * step} for step in (1, 2)]
+            write_json(folder / name / "trainer_state.json", {"log_history": logged})
+            stage.finish({"steps": 2}, f"{name}: 2 steps")
+    models = {
+        f"models.{name}": folder / stage / "final_model" for name, stage in (("sft", "sft"), ("distilled", "distill"))
+    }
+    with StageRun("evaluate", folder / "evaluate", {"seed": seed}, models) as stage:
+        rows = predictions({"base": 6, "sft": 20, "distilled": right, "teacher": 57}, n)
+        write_jsonl(folder / "evaluate" / "predictions.jsonl", rows)
+        stage.finish({"problems": n}, f"{n} problems")
+    return folder
+
+
+def test_a_runs_folder_says_what_it_holds(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "k10", top_k=10, right=40)
+    (folder / "capture" / "store").mkdir(parents=True)
+    write_json(folder / "capture" / "store" / "manifest.json", {})
+    with StageRun("capture", folder / "capture", {"top_k": 25}) as stage:
+        stage.finish({}, "")
+    run = read_run(folder)
+    assert (run.name, run.evaluation, run.store) == ("k10", folder / "evaluate", folder / "capture" / "store")
+    assert run.training == {"sft": folder / "sft", "distilled": folder / "distill"}
+    assert run.settings == {
+        "distill.top_k": 10,
+        "distill.seed": 0,
+        "sft.seed": 0,
+        "evaluate.seed": 0,
+        "capture.top_k": 25,
+    }
+    with pytest.raises(FileNotFoundError, match="No finished evaluate stage"):
+        read_run(folder / "sft")
+    with pytest.raises(FileNotFoundError, match="No folder"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_settings_are_sorted_by_effect_and_seeds_are_one_setting(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "k5", top_k=5, right=30),
+        make_run(tmp_path / "k10-seed0", top_k=10, right=40),
+        make_run(tmp_path / "k10-seed1", top_k=10, right=44, seed=1),
+        make_run(tmp_path / "k25", top_k=25, right=18),
+    ]
+    settings = write_ablation_report(runs, tmp_path / "report", title="K <b>", resamples=500)
+    assert [setting.name for setting in settings] == ["k10-seed0", "k5", "k25"]
+    assert [setting.varied for setting in settings] == [{"distill.top_k": k} for k in (10, 5, 25)]
+    first = settings[0].comparison.paired["distilled_vs_sft"]
+    assert (first.difference, first.test, len(settings[0].runs)) == (pytest.approx(22 / 60), "clustered_t", 2)
+    assert settings[1].comparison.paired["distilled_vs_sft"].test == "mcnemar_exact"
+
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert_self_contained(text)
+    told = " ".join(" ".join(Page(text).texts).split()).replace("\N{NO-BREAK SPACE}", " ")
+    for expected in (
+        "k10-seed0 has the largest effect: +36.7 points",
+        "distill.top_k",
+        "Accuracy on held-out problems during",
+        "K <b>",
+    ):
+        assert expected in told, expected
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert (
+        markdown.index("| k10-seed0 | 10 | 2 |") < markdown.index("| k5 | 5 | 1 |") < markdown.index("| k25 | 25 | 1 |")
+    )
+    plain = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert [each["effect"] for each in plain["settings"]] == pytest.approx([22 / 60, 10 / 60, -2 / 60])
+
+
+def test_runs_of_one_name_are_refused(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / parent / "run", top_k=5, right=30) for parent in ("a", "b")]
+    with pytest.raises(ValueError, match="same name"):
+        write_ablation_report(runs, tmp_path / "report")
