@@ -167,6 +167,45 @@ def test_segments_are_weighted(fit: Callable[..., Any], tokenizer: Any) -> None:
         assert text[2.0].strip().removesuffix("<|im_end|>").strip().isdigit()
 
 
+def test_weights_follow_their_tokens_into_packed_rows(fit: Callable[..., Any], tokenizer: Any) -> None:
+    """Packed or not, a weighted loss is the same number, over the same tokens with the same weights."""
+    weighted = {"think_weight": 0.25, "answer_weight": 2.0, "max_steps": 1}
+    plain = fit(ReasoningSFTTrainer, ReasoningSFTConfig, per_device_train_batch_size=8, **weighted)
+    packed = fit(
+        ReasoningSFTTrainer,
+        ReasoningSFTConfig,
+        packing=True,
+        max_length=1024,
+        per_device_train_batch_size=1,
+        **weighted,
+    )
+
+    def pairs(trainer: Any) -> list[tuple[int, float]]:
+        rows = trainer.train_dataset
+        return sorted(
+            (x, w) for row in rows for x, w in zip(row["labels"], row["loss_weight"], strict=True) if x != -100
+        )
+
+    assert len(packed.train_dataset) == 1
+    assert pairs(packed) == pairs(plain)
+    assert logged(packed, "loss") == pytest.approx(logged(plain, "loss"), rel=1e-5)
+    assert logged(packed, "grad_norm") == pytest.approx(logged(plain, "grad_norm"), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "question", ["What does <think> mean?", "Is </think> a tag?", "<think>x</think> 1+1?", "<think>"]
+)
+def test_tags_in_the_question_are_not_the_models(fit: Callable[..., Any], tokenizer: Any, question: str) -> None:
+    row = tiny.make_rows(1)[0]
+    dataset = Dataset.from_list([{**row, "prompt": [{"role": "user", "content": question}]}] * 4)
+    trainer = fit(ReasoningSFTTrainer, ReasoningSFTConfig, train=False, dataset=dataset, think_weight=0.5)
+    (first, *_) = trainer.train_dataset
+    thought = [x for x, w in zip(first["labels"], first["loss_weight"], strict=True) if w == 0.5 and x != -100]
+    assert tokenizer.decode(thought) == "<think>\n0+1\n</think>"
+    assert trainer.reports["train"].with_reasoning == 4
+    assert "a reasoning of 1 words and the answer '1'; well formed" in trainer.preview
+
+
 def test_weight_zero_removes_a_segment(fit: Callable[..., Any]) -> None:
     weighted = fit(ReasoningSFTTrainer, ReasoningSFTConfig, think_weight=1.0, answer_weight=0.0, max_steps=1)
     rows = fit(ReasoningSFTTrainer, ReasoningSFTConfig, train=False, answer_weight=0.5).train_dataset
@@ -282,6 +321,13 @@ def test_what_cannot_be_honoured_is_refused(fit: Callable[..., Any], tmp_path: A
             tiny.make_model(), ReasoningSFTConfig(str(tmp_path), bf16=False, use_cpu=True), train_dataset=tiny.make_dataset(),
             processing_class=tokenizer, compute_loss_func=lambda *_: 0,
         )  # fmt: skip
+
+
+def test_weights_on_disk_are_refused_with_what_to_do(fit: Callable[..., Any]) -> None:
+    model = tiny.make_model()
+    model.hf_device_map = {"model": "cpu", "lm_head": "disk"}
+    with pytest.raises(ValueError, match=r"\['cpu', 'disk'\].*zero3_offload.yaml"):
+        fit(ReasoningSFTTrainer, ReasoningSFTConfig, model=model)
 
 
 def test_logits_are_still_there_for_generation(fit: Callable[..., Any]) -> None:

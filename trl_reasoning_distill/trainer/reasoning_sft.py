@@ -135,6 +135,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         )
         super().__init__(**{**vars(student), "args": args, **kwargs})
         self._refuse_what_columns_cannot_follow()
+        self._refuse_offloaded_weights()
         self.token_count = TokenCount()
         self.add_callback(self.token_count)
         if self.preview:
@@ -162,6 +163,14 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
             raise ValueError(
                 "Context and sequence parallelism cut a row over several ranks; the per-token columns of this trainer's loss are not cut with "
                 "it. Set cp_size and sp_size to 1, and use packing, gradient checkpointing, ZeRO-3 or FSDP2 for long rows."
+            )
+
+    def _refuse_offloaded_weights(self) -> None:
+        places = {str(place) for place in (getattr(self.model, "hf_device_map", None) or {}).values()}
+        if "disk" in places or ("cpu" in places and len(places) > 1):
+            raise ValueError(
+                f"`device_map` puts parts of the model on {sorted(places)}: weights that wait on the CPU or on disk can be used, but not trained. Launch "
+                "with accelerate_configs/zero3_offload.yaml, which offloads weights and optimizer, or train an adapter on 4 bits."
             )
 
     # Data
