@@ -51,6 +51,10 @@ def add_head_loss(model: PreTrainedModel) -> None:
     Args:
         model: A causal language model, before DDP, FSDP2 or DeepSpeed wrap it; under PEFT, the base model.
     """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            # bitsandbytes 0.50 on a CPU packs a 4-bit weight at the first forward in evaluation, for good, and no gradient gets past it after
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     forward = model.forward
 
     # `generate` validates its arguments against the signature, so the signature stays
