@@ -71,6 +71,8 @@ class Suite:
         parser.add_argument(
             "--output", type=Path, help="also write the table to OUTPUT.md and the figures to OUTPUT.json"
         )
+        parser.add_argument("--plot", type=Path, help="also draw seconds and memory to this SVG file; needs matplotlib")
+        parser.add_argument("--figures", type=Path, help="measure nothing, report the figures of this OUTPUT.json")
         parser.add_argument("--case", help=argparse.SUPPRESS)
         for name, (default, quick) in self.options.items():
             parser.add_argument(f"--{name}", type=type(default), help=f"default {default}; {quick} with --quick")
@@ -132,14 +134,10 @@ class Suite:
         return {"peak_mib": round((_memory(_on_cuda(options)) - before) / 2**20, 1)}
 
     def _run_all(self, options: argparse.Namespace) -> None:
-        options.rounds = options.rounds or (1 if options.quick else 5)
-        figures = self._child(_ALL, options)
-        for name in figures:
-            if not options.json:
-                print(f"memory: {name}", file=sys.stderr, flush=True)
-            figures[name] |= self._child(name, options)
-        report = self._report(figures, options)
+        report = json.loads(options.figures.read_text()) if options.figures else self._measure(options)
         table = self._table(report)
+        if options.plot:
+            draw(report, options.plot)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.with_suffix(".md").write_text(table)
@@ -147,6 +145,15 @@ class Suite:
         if not options.json:
             print(table)
         print(json.dumps(report))
+
+    def _measure(self, options: argparse.Namespace) -> dict[str, Any]:
+        options.rounds = options.rounds or (1 if options.quick else 5)
+        figures = self._child(_ALL, options)
+        for name in figures:
+            if not options.json:
+                print(f"memory: {name}", file=sys.stderr, flush=True)
+            figures[name] |= self._child(name, options)
+        return self._report(figures, options)
 
     def _child(self, name: str, options: argparse.Namespace) -> dict[str, Any]:
         command = [sys.executable, self.script, "--case", name, "--threads", str(options.threads)]
@@ -179,6 +186,7 @@ class Suite:
                 "processor": platform.machine(),
                 "torch": torch.__version__,
                 "cpu": torch.backends.cpu.get_cpu_capability(),
+                "bfloat16 matmuls": torch.cpu._is_avx512_bf16_supported(),
             },
             "figures": figures,
             "skipped": {name: result["skipped"] for name, result in results.items() if "skipped" in result},
@@ -203,6 +211,31 @@ class Suite:
                 f"{ratio['ratio']:.2f} | {'reached' if ratio['reached'] else 'missed'} |"
             )
         return "\n".join(lines) + "\n"
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Seconds and memory of each case as bars; this package's in another colour. Readable on light and dark pages."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "benchmark"  # the same figures give the same file
+    from matplotlib.figure import Figure
+
+    figures = report["figures"]
+    names = list(figures)[::-1]
+    colours = ["#d97706" if name.startswith("ours") else "#8b93a1" for name in names]
+    figure = Figure(figsize=(9, 0.3 * len(names) + 0.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, metric, label in ((left, "seconds", "seconds"), (right, "peak_mib", "peak memory, MiB")):
+        bars = axes.barh(names, [figures[name][metric] for name in names], color=colours, height=0.7)
+        axes.bar_label(bars, fmt="%.2f" if metric == "seconds" else "%.0f", padding=3, color="#808080", fontsize=8)
+        axes.set_title(label, color="#808080", fontsize=10)
+        axes.margins(x=0.15)
+        axes.tick_params(colors="#808080", labelsize=8, length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xticks([])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
 
 
 def _on_cuda(options: argparse.Namespace) -> bool:

@@ -19,7 +19,7 @@ from harness import Goal, Run, Suite, UnavailableError
 from torch import Tensor
 
 from trl_reasoning_distill.losses.divergence import TopKTargets
-from trl_reasoning_distill.losses.fused import fused_linear_distillation_loss
+from trl_reasoning_distill.losses.fused import LinearTeacher, fused_linear_distillation_loss
 
 Inputs = dict[str, Any]
 
@@ -157,17 +157,22 @@ def ours(inputs: Inputs, kd: bool = True, masked: bool = False, frozen: bool = F
     ).loss
 
 
-def ours_live(inputs: Inputs) -> Tensor:
-    """Distillation from a live teacher: its head in chunks, Top-K, then our loss."""
-    k = inputs["teacher"].ids.shape[1]
-    top, log_sum_exp = [], []
-    for hidden in inputs["teacher_hidden"].split(256):
-        logits = hidden @ inputs["teacher_weight"].t()
-        top.append(logits.topk(k))
-        log_sum_exp.append(logits.float().logsumexp(-1, keepdim=True))
-    ids = torch.cat([part.indices for part in top])
-    log_probs = torch.cat([part.values.float() for part in top]) - torch.cat(log_sum_exp)
-    return ours(inputs | {"teacher": TopKTargets(ids, log_probs)})
+def ours_live(inputs: Inputs, top_k: bool = True, **arguments: Any) -> Tensor:
+    """Distillation from a live teacher, without cross-entropy, as GKD does: its Top-K or its whole vocabulary."""
+    teacher = LinearTeacher(
+        inputs["teacher_hidden"],
+        inputs["teacher_weight"],
+        top_k=inputs["teacher"].ids.shape[1] if top_k else None,
+    )
+    return fused_linear_distillation_loss(
+        inputs["hidden"],
+        inputs["weight"],
+        inputs["labels"],
+        teacher=teacher,
+        sft_weight=0.0,
+        kd_weight=1 / len(inputs["labels"]),
+        **arguments,
+    ).loss
 
 
 SUITE = Suite(
@@ -178,6 +183,7 @@ SUITE = Suite(
         "cross-entropy": case(cross_entropy),
         "textbook SFT + KD": case(textbook),
         "TRL fused SFT": case(trl_fused_sft),
+        "TRL GKD KL": case(trl_gkd, live=True, beta=0.0),
         "TRL GKD JSD 0.5": case(trl_gkd, live=True, beta=0.5),
         "TRL chunked KL": case(trl_chunked_divergence, live=True),
         "Liger fused JSD": liger_jsd,
@@ -186,7 +192,10 @@ SUITE = Suite(
         "ours SFT + KD, T=2": case(ours, temperature=2.0),
         "ours SFT + KD, half masked": case(ours, masked=True),
         "ours SFT + KD, frozen head": case(ours, frozen=True),
-        "ours live Top-K KD": case(ours_live, live=True),
+        "ours live Top-K KL": case(ours_live, live=True),
+        "ours live Top-K JSD 0.5": case(ours_live, live=True, divergence="jsd"),
+        "ours live full KL": case(ours_live, live=True, top_k=False),
+        "ours live full JSD 0.5": case(ours_live, live=True, top_k=False, divergence="jsd"),
     },
     goals=[
         Goal("ours SFT + KD", "ours SFT", 1.03),
@@ -199,7 +208,11 @@ SUITE = Suite(
         Goal("ours SFT + KD, half masked", "cross-entropy", 0.50),
         Goal("ours SFT + KD, frozen head", "cross-entropy", 0.55),
         Goal("ours SFT + KD, frozen head", "cross-entropy", 0.15, metric="peak_mib"),
-        Goal("ours live Top-K KD", "TRL chunked KL", 0.67),
+        Goal("ours live Top-K KL", "TRL chunked KL", 0.67),
+        Goal("ours live Top-K JSD 0.5", "TRL GKD JSD 0.5", 0.50),
+        Goal("ours live Top-K JSD 0.5", "TRL GKD JSD 0.5", 0.35, metric="peak_mib"),
+        Goal("ours live Top-K KL", "TRL GKD KL", 0.50),
+        Goal("ours live Top-K KL", "TRL GKD KL", 0.35, metric="peak_mib"),
     ],
     options={
         "tokens": (1024, 64),
