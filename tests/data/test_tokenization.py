@@ -20,7 +20,7 @@ TEMPLATE = (
     "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
-QUESTIONS = ["What is 2+3?", "  Tom has 4 pens.\nHe buys 5 more. How many? ", "Is <think> a tag, or </s> one? ½ é 漢"]
+QUESTIONS = ["What is 2+3?", "  Tom has 4 pens.\nHe buys 5 more. How many? ", "Is <think> a tag, or </p> one? ½ é 漢"]
 REPLIES = ["<think>\n2+3=5\n</think>\n\n5", "9</s>", "<think>\n\n</think>\n\nno 🙂"]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import xxhash
 
+from trl_reasoning_distill.data.chat import encode_chat
+
 IGNORE_INDEX = -100
 
 
@@ -55,8 +57,8 @@ def tokenize_example(
     if shape == "prompt":
         prompt, completion = example["prompt"], example["completion"]
         if isinstance(prompt, list):
-            prompt_ids = _encode_chat(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"]
-            encoded = _encode_chat(
+            prompt_ids = encode_chat(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"]
+            encoded = encode_chat(
                 tokenizer, prompt + completion, return_assistant_tokens_mask=assistant_only, **options
             )
         else:
@@ -66,7 +68,7 @@ def tokenize_example(
         # across the border, TRL lets the completion begin where the two diverge.
         prompt_length = _common_prefix_length(prompt_ids, encoded["input_ids"])
     elif isinstance(example[shape], list):
-        encoded = _encode_chat(tokenizer, example[shape], return_assistant_tokens_mask=assistant_only, **options)
+        encoded = encode_chat(tokenizer, example[shape], return_assistant_tokens_mask=assistant_only, **options)
     else:
         encoded = tokenizer(text=_with_eos(tokenizer, example[shape]))
 
@@ -133,10 +135,6 @@ def _template_options(example: Mapping[str, Any]) -> dict[str, Any]:
     tools = example.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {**({"tools": tools} if tools else {}), **(example.get("chat_template_kwargs") or {})}
-
-
-def _encode_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> Mapping[str, list[int]]:
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
 
 
 def _with_eos(tokenizer: Any, text: str) -> str:

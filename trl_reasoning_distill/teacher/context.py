@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from trl_reasoning_distill.data.chat import encode_chat
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, TokenizedExample, tokenize_example
 
 Row = Mapping[str, Any]
@@ -235,10 +236,7 @@ def prompt_ids(tokenizer: Any, prompt: Prompt, row: Row, options: Mapping[str, A
         return list(tokenizer(text=prompt)["input_ids"])
     tools = {"tools": row["tools"]} if row.get("tools") else {}
     options = {**(options or {}), **tools, **(row.get("chat_template_kwargs") or {})}
-    encoded = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-    )
-    return list(encoded["input_ids"])
+    return list(encode_chat(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"])
 
 
 def completion_start(tokens: TokenizedExample) -> int:

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from trl_reasoning_distill.data.chat import encode_chat, holds_added_token
 from trl_reasoning_distill.data.schema import FinishReason
 from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.teacher.engines.base import (
@@ -193,6 +194,11 @@ class TransformersEngine:
         texts = [self.render_prompt(request.messages) for request in requests]
         # A chat template writes its own special tokens; plain text still needs the tokenizer's (a BOS, for most).
         encoded = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+        if self.tokenizer.chat_template:
+            options = {"add_generation_prompt": True, **self.chat_template_kwargs}
+            for index, request in enumerate(requests):
+                if any(holds_added_token(self.tokenizer, message["content"]) for message in request.messages):
+                    encoded[index] = encode_chat(self.tokenizer, request.messages, **options)["input_ids"]
         prompts = []
         for request, text, ids in zip(requests, texts, encoded, strict=True):
             room = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
