@@ -4,16 +4,22 @@
 
 Reads solutions with a real model once, keeps its exact Top-M records in `--cache`, and writes them to a store again and again. Speeds
 are per core, of one thread's own processor time; `decode` is `TopKStore.read` in order with an empty cache, checksums included.
-The vocabulary decides about the size of ids: 49,152 for SmolLM2. Compared with what float16 log-probs and int32 ids take.
+The vocabulary decides about the size of ids: 49,152 for SmolLM2.
+
+Side by side, on the same records: the layouts that one would else choose, without what their containers add. DistillKit's exact layout is
+counted as its own `DistributionQuantizationConfig.total_bits` does (ids of ⌈log2 V⌉ bits, log-probs in float16); its lossy ones are larger
+than half of that too, at more error (see `docs/concepts/store-format.md`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +28,13 @@ from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store import TopKStore, TopKStoreWriter
 
 BLOCK = 4096
-GOALS = {"bytes_per_position": 50.0, "kl": 1e-5, "decode_positions_per_second": 2e6}
+GOALS = {
+    "bytes_per_position": 50.0,
+    "kl": 1e-5,
+    "ratio_to_distillkit": 0.6,
+    "ratio_of_kl_to_distillkit": 1.0,
+    "decode_positions_per_second": 2e6,
+}
 
 
 def read_with_model(model_path: str, texts: str, positions: int, top_k: int) -> TopKLogProbs:
@@ -69,6 +81,26 @@ def load_records(options: argparse.Namespace) -> TopKLogProbs:
     )
 
 
+def in_float16(records: TopKLogProbs) -> TopKLogProbs:
+    """The same records with their log-probs rounded to float16."""
+    rounded = records.log_probs.astype(np.float16).astype(np.float32)
+    return TopKLogProbs(records.ids, rounded, records.log_sum_exp, records.temperatures)
+
+
+def other_layouts(records: TopKLogProbs, vocab_size: int) -> dict[str, dict[str, float]]:
+    """Bytes per position and mean divergence of the layouts that one would else choose."""
+    rounded, k = float(divergence(records, in_float16(records)).mean()), records.top_k
+    id_bits = math.ceil(math.log2(vocab_size))
+    return {
+        "int32 ids, float32 log-probs": {"bytes_per_position": 8 * k, "kl": 0.0},
+        "int32 ids, float16 log-probs": {"bytes_per_position": 6 * k, "kl": rounded},
+        f"DistillKit exact: {id_bits}-bit ids, float16": {
+            "bytes_per_position": math.ceil(k * id_bits / 8) + 2 * k,
+            "kl": rounded,
+        },
+    }
+
+
 def at_one(records: TopKLogProbs) -> TopKLogProbs:
     """The same records without further temperatures."""
     return TopKLogProbs(records.ids, records.log_probs, np.ascontiguousarray(records.log_sum_exp[:, :1]), (1.0,))
@@ -93,7 +125,7 @@ def read(path: Path, positions: int) -> tuple[float, TopKLogProbs]:
     return time.process_time() - started, TopKLogProbs.concatenate(blocks)
 
 
-def measure(records: TopKLogProbs, rounds: int) -> dict[str, float]:
+def measure(records: TopKLogProbs, rounds: int, vocab_size: int) -> dict[str, Any]:
     """All figures of one set of records; speeds are the best of the rounds."""
     positions, plain = len(records), at_one(records)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,6 +142,10 @@ def measure(records: TopKLogProbs, rounds: int) -> dict[str, float]:
         decoded, lossless = runs[0][1], read(paths["lossless"], positions)[1]
     assert (lossless.log_probs == records.log_probs).all()
     kl = divergence(plain, decoded)
+    others = other_layouts(plain, vocab_size)
+    for other in others.values():
+        other["ratio_of_bytes"] = size["compact"] / other["bytes_per_position"]
+    distillkit = next(other for name, other in others.items() if name.startswith("DistillKit"))
     return {
         "positions": positions,
         "top_k": records.top_k,
@@ -117,11 +153,13 @@ def measure(records: TopKLogProbs, rounds: int) -> dict[str, float]:
         "bytes_per_position": size["compact"],
         "bytes_per_further_temperature": size["two_temperatures"] - size["compact"],
         "bytes_per_position_lossless": size["lossless"],
-        "ratio_to_int32_and_float16": size["compact"] / (6 * records.top_k),
+        "ratio_to_distillkit": distillkit["ratio_of_bytes"],
+        "ratio_of_kl_to_distillkit": float(kl.mean()) / distillkit["kl"],
         "kl": float(kl.mean()),
         "kl_worst": float(kl.max()),
         "encode_positions_per_second": positions / encode,
         "decode_positions_per_second": positions / min(seconds for seconds, _ in runs),
+        "other_layouts": others,
     }
 
 
@@ -132,13 +170,20 @@ def main() -> None:
     parser.add_argument("--texts", help="GSM8K's train.jsonl")
     parser.add_argument("--cache", help="file to keep the model's records in (.npz)")
     parser.add_argument("--top_k", type=int, default=25)
+    parser.add_argument("--vocab_size", type=int, default=49_152, help="of the model; for the size of packed ids")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="2,048 positions instead of 24,000")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args()
-    figures = measure(load_records(options), options.rounds)
+    figures = measure(load_records(options), options.rounds, options.vocab_size)
     if not options.json:
+        for name, other in figures["other_layouts"].items():
+            print(
+                f"{name:45s} {other['bytes_per_position']:6g} bytes, KL {other['kl']:.1e}; ours / its {other['ratio_of_bytes']:.2f}"
+            )
         for name, value in figures.items():
+            if name == "other_layouts":
+                continue
             goal = f"   (goal: {GOALS[name]:g})" if name in GOALS and options.top_k == 25 else ""
             print(f"{name:32s} {value:14,.4g}{goal}")
     print(json.dumps({"benchmark": "store", **figures, "goals": GOALS}))

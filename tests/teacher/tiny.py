@@ -24,13 +24,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(seed: int = 0) -> LlamaForCausalLM:
+def make_model(seed: int = 0, *, hidden_size: int = 32) -> LlamaForCausalLM:
     """A Llama of some 25k parameters with a context of 128, its distributions neither flat nor certain."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=264,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 3 // 2,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=128,

@@ -32,7 +32,7 @@ class TransformersReader:
     ) -> None:
         self.model, self.max_batch_tokens = model.eval(), max_batch_tokens
         self.top_k, self.temperatures = top_k, tuple(temperatures)
-        self.body = model.get_decoder()
+        self.body, self.device = model.get_decoder(), _input_device(model)
         self.head = LanguageModelHead(model, list(tokenizer.get_vocab().values()))
         self.pad_id = tokenizer.pad_token_id or 0
         self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -43,7 +43,7 @@ class TransformersReader:
     @torch.inference_mode()
     def _check_head(self, tokenizer: Any) -> None:
         """Compare with the model's own logits on a few tokens: a scale unknown here must not pass unseen."""
-        ids = torch.tensor([tokenizer("1 + 1 = 2, as every child knows.")["input_ids"]], device=self.model.device)
+        ids = torch.tensor([tokenizer("1 + 1 = 2, as every child knows.")["input_ids"]], device=self.device)
         own = self.model(input_ids=ids, use_cache=False).logits[0].float()[:, : self.head.vocab_size]
         ours = self.head.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state[0])
         difference = (own - ours.to(own.device)).abs().max().item()
@@ -86,7 +86,14 @@ class TransformersReader:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
-        device = self.model.device
-        states = self.body(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        states = self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         flat = [i * width + t - 1 for i, ts in enumerate(positions) for t in ts]
         return states.flatten(0, 1)[torch.tensor(flat, dtype=torch.long, device=states.device)]
+
+
+def _input_device(model: Any) -> torch.device:
+    """Where a model wants its ids. Offloaded weights are on `meta` until accelerate's hook brings them to where they are used."""
+    if model.device.type != "meta":
+        return model.device
+    return torch.device(model.get_input_embeddings()._hf_hook.execution_device)
