@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import verification_baselines as baselines
 from verification_cases import Case, load_cases
@@ -119,8 +120,6 @@ def table_of(report: dict) -> str:
         ]
         lines.append(f"| {group} | {rows[0]['cases']:.0f} | {' | '.join(cells)} |")
     lines += ["", "In parentheses: wrong answers taken for right + right answers taken for wrong.", ""]
-    if report["skipped"]:
-        lines += [*(f"Skipped: {name} ({reason})." for name, reason in report["skipped"].items()), ""]
     if report["speed"]:
         lines += [f"| speed, {WORKERS} workers | items | items/s | items per CPU second |", "|---|---|---|---|"]
         for group, row in report["speed"].items():
@@ -133,44 +132,27 @@ def table_of(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Measure, print, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--further_cases", type=Path)
-    parser.add_argument("--lm_eval_python", type=Path)
-    parser.add_argument("--quick", action="store_true", help="every twentieth case, no speed")
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    parser.add_argument("--show", action="store_true", help="also print every case that is not judged as labelled")
-    parser.add_argument("--output", type=Path, help="also write the table to OUTPUT.md and the figures to OUTPUT.json")
-    options = parser.parse_args()
-    cases = load_cases(options.data, options.further_cases)[:: 20 if options.quick else 1]
-    verdicts = judge_ours(cases)
-    judges: dict[str, Callable[[Sequence[Case]], list[bool]]] = {
-        "math-verify alone": baselines.math_verify_alone,
-        "TRL accuracy_reward": baselines.trl_accuracy_reward,
-    }
-    skipped = {}
-    if options.lm_eval_python:
-        judges["lm-eval"] = lambda them: baselines.lm_eval_rules(them, options.lm_eval_python)
-    else:
-        skipped["lm-eval"] = "no --lm_eval_python"
-    figures = {"ours": agreement(cases, [verdict.status == "correct" for verdict in verdicts])}
-    for name, judge in judges.items():
-        print(f"asking {name} about {len(cases)} cases", file=sys.stderr, flush=True)
-        figures[name] = agreement(cases, judge(cases))
-    speeds = {} if options.quick else speed(cases, verdicts)
+def other_judges(lm_eval_python: Path | None) -> dict[str, Callable[[Sequence[Case]], list[bool]]]:
+    """The verifiers that can be asked here, by name."""
+    judges: dict[str, Callable[[Sequence[Case]], list[bool]]] = {}
+    if lm_eval_python:
+        judges["lm-eval"] = lambda cases: baselines.lm_eval_rules(cases, lm_eval_python)
+    judges["math-verify alone"] = baselines.math_verify_alone
+    judges["TRL accuracy_reward"] = baselines.trl_accuracy_reward
+    return judges
+
+
+def make_report(verdicts: Sequence[Verdict], figures: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
+    """All figures, what made them, and whether they reach their goals."""
     measured = {f"agreement, {group}": (figures["ours"][group]["agreement"], limit) for group, limit in GOALS.items()}
     if speeds:
         measured["items/s, benign mix"] = (speeds["benign mix"]["items_per_second"], ITEMS_PER_SECOND)
-    report = {
+    words = [word.rpartition("/")[2] for word in sys.argv[1:]]
+    return {
         "benchmark": "verification",
-        "command": shlex.join(
-            ["python", "benchmarks/verification.py", *(word.rpartition("/")[2] for word in sys.argv[1:])]
-        ),
+        "command": shlex.join(["python", "benchmarks/verification.py", *words]),
         "versions": {name: metadata.version(name) for name in ("math-verify", "sympy", "trl")},
         "agreement": figures,
-        "skipped": skipped,
         "undecided": sum(verdict.status == "undecided" for verdict in verdicts),
         "methods": dict(Counter(verdict.method for verdict in verdicts)),
         "speed": speeds,
@@ -179,17 +161,46 @@ def main() -> None:
             for what, (value, limit) in measured.items()
         ],
     }
+
+
+def write(report: dict[str, Any], different: list[dict], output: Path) -> None:
+    """The table, and the figures with the numbers of the cases that are not judged as labelled."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".md").write_text(table_of(report))
+    # Which cases, not their texts: the data has its own licences.
+    texts = ("output", "gold", "reason")
+    short = [{key: value for key, value in row.items() if key not in texts} for row in different]
+    output.with_suffix(".json").write_text(json.dumps(report | {"disagreements": short}, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure, print, and write, anew after each verifier."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--further_cases", type=Path)
+    parser.add_argument(
+        "--lm_eval_python", type=Path, help="python of an environment with lm-eval; without it: skipped"
+    )
+    parser.add_argument("--quick", action="store_true", help="every twentieth case, no speed")
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    parser.add_argument("--show", action="store_true", help="also print every case that is not judged as labelled")
+    parser.add_argument("--output", type=Path, help="also write the table to OUTPUT.md and the figures to OUTPUT.json")
+    options = parser.parse_args()
+    cases = load_cases(options.data, options.further_cases)[:: 20 if options.quick else 1]
+    verdicts = judge_ours(cases)
     different = disagreements(cases, verdicts)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.with_suffix(".md").write_text(table_of(report))
-        # Which cases, not their texts: the data has its own licences.
-        texts = ("output", "gold", "reason")
-        short = [{key: value for key, value in row.items() if key not in texts} for row in different]
-        options.output.with_suffix(".json").write_text(json.dumps(report | {"disagreements": short}, indent=1) + "\n")
     if options.show:
         for row in different:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+    speeds = {} if options.quick else speed(cases, verdicts)
+    figures = {"ours": agreement(cases, [verdict.status == "correct" for verdict in verdicts])}
+    report = make_report(verdicts, figures, speeds)
+    for name, judge in other_judges(options.lm_eval_python).items():
+        print(f"asking {name} about {len(cases)} cases", file=sys.stderr, flush=True)
+        figures[name] = agreement(cases, judge(cases))
+        report = make_report(verdicts, figures, speeds)
+        if options.output:
+            write(report, different, options.output)
     if not options.json:
         print(table_of(report))
     print(json.dumps(report))
