@@ -82,5 +82,5 @@ def _token_counts(stage: StageManifest) -> list[str]:
     """Names of the counts that are tokens: read and written by a teacher, trained on, or written in an evaluation."""
     if stage.stage == "capture":
         return ["positions"]
-    named = [name for name in ("tokens", "prompt_tokens") if name in stage.counts]
+    named: list[str] = [name for name in ("tokens", "prompt_tokens") if name in stage.counts]
     return named or [name for name in stage.counts if name.endswith("_tokens") and not name.startswith("supervised")]

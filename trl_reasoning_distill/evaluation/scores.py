@@ -104,9 +104,9 @@ def collect_scores(predictions: Iterable[Mapping[str, Any]]) -> Scores:
     }
     rows = [facts[problem] for problem in problems]
     labels = {
-        "kind": tuple(str(row.get("kind") or "") for row in rows),
-        "length": _length_labels([len(str(row.get("question") or "").split()) for row in rows]),
         "steps": tuple(_step_label(row.get("reference_steps")) for row in rows),
+        "length": _length_labels([len(str(row.get("question") or "").split()) for row in rows]),
+        "kind": tuple(str(row.get("kind") or "") for row in rows),
     }
     runs = {name: tuple(run_of(member)[1] for member in members) for name, members in grouped.items()}
     return Scores(problems, values, runs, labels, {name: undecided[name] for name in grouped}, samples)

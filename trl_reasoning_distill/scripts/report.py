@@ -183,7 +183,10 @@ def _report(options: ReportArguments, page: Path) -> tuple[dict[str, int | float
         examples=options.examples,
         **_shared(options),
     )
-    counts = {"models": len(comparison.models), "problems": next(iter(comparison.models.values())).n}
+    counts: dict[str, int | float] = {
+        "models": len(comparison.models),
+        "problems": next(iter(comparison.models.values())).n,
+    }
     return counts, result_line(comparison, str(page))
 
 
