@@ -26,6 +26,7 @@ STAGES = {
     "capture": Stage("store a teacher's Top-K log-probabilities for each trained token", accelerated=True),
     "align": Stage("map a store to a student with another vocabulary or tokenizer", accelerated=False),
     "distill": Stage("train a student on text and a teacher's stored log-probabilities", accelerated=True),
+    "gkd": Stage("train a student on its own text, with a live teacher", accelerated=True),
     "evaluate": Stage("let models answer a test set, and verify the answers", accelerated=True),
     "report": Stage("compare evaluated models: report.html, report.md, comparison.json", accelerated=False),
     "chat": Stage("ask the student and the teacher the same question, side by side", accelerated=False),

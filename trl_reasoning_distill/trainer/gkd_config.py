@@ -118,7 +118,8 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
         for name in ("lmbda", "beta"):
             _check_number(name, getattr(self, name), minimum=0.0, maximum=1.0)
         _check_choice("truncated_rollouts", self.truncated_rollouts, ("keep", "drop"))
-        _check_choice("teacher_quantization", self.teacher_quantization, (None, "4bit", "8bit"))
+        if self.teacher_quantization is not None:
+            _check_choice("teacher_quantization", self.teacher_quantization, ("4bit", "8bit"))
         _check_choice("vllm_mode", self.vllm_mode, ("colocate", "server"))
         for name in ("kd_scale_by_t2", "seq_kd", "use_vllm", "log_completions", "ds3_gather_for_generation"):
             _check_bool(name, getattr(self, name))

@@ -98,7 +98,7 @@ class ModelTeacher:
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator, support: Support) -> None:
         self.accelerator, self.support = accelerator, support
-        self.model: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model  # type: ignore[assignment,operator]
+        self.model: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
         self.context_length = context_length(self.model)
         model.eval().requires_grad_(False)
         _add_hidden_only(self.model)
@@ -139,7 +139,7 @@ class ModelTeacher:
 
     def writer(self) -> contextlib.AbstractContextManager[Any]:
         """See `LiveTeacher.writer`."""
-        return unwrap_model_for_generation(self.wrapped, self.accelerator)  # type: ignore[no-any-return]
+        return unwrap_model_for_generation(self.wrapped, self.accelerator)
 
 
 class FormerSelf:
@@ -176,7 +176,7 @@ class FormerSelf:
                 "`seq_kd` with a frozen copy of the student as teacher: the copy is kept for its hidden states only. Name the model itself "
                 "with teacher_model_name_or_path."
             )
-        return self._writer()  # type: ignore[no-any-return]
+        return self._writer()
 
 
 class ServerTeacher:

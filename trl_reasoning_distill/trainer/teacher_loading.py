@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from accelerate import Accelerator
@@ -110,10 +111,12 @@ def _shard_fsdp2(model: Any, accelerator: Accelerator) -> Any:
         )
     mesh = getattr(accelerator, "torch_device_mesh", None)
     names = accelerator.parallelism_config.fsdp_dim_names if mesh is not None else ()
-    options = {"reshard_after_forward": True, "mesh": mesh[tuple(names)] if mesh is not None else None}
+    shard = functools.partial(
+        fully_shard, mesh=None if mesh is None else mesh[tuple(names)], reshard_after_forward=True
+    )
     model = model.to(accelerator.device)
     layers = set(getattr(model, "_no_split_modules", None) or ())
     for module in model.modules():
         if type(module).__name__ in layers:
-            fully_shard(module, **options)
-    return fully_shard(model, **options)
+            shard(module)
+    return shard(model)

@@ -171,9 +171,8 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             self._reader = ServerReader(args.teacher_server_url, name, self._teacher_tokenizer, top_k)
             limit = self._reader.context_length
         elif given is None:
-            config = AutoConfig.from_pretrained(
-                args.teacher_model_name_or_path, trust_remote_code=args.trust_remote_code
-            )
+            name = str(args.teacher_model_name_or_path)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
             limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         else:
             limit = given.context_length if hasattr(given, "targets") else context_length(given)
@@ -234,7 +233,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         """See `ReasoningSFTTrainer.add_row_columns`; adds the prompts, and leaves out what the teacher cannot read."""
         rows = super().add_row_columns(rows, name, **map_kwargs)
         assert self.context is not None
-        columns = PromptColumns(self.tokenizer, self.context, self.args.chat_template_kwargs or {}, self.shared_ids)
+        columns = PromptColumns(self.tokenizer, self.context, template_options(self.args), self.shared_ids)
         rows = rows.map(columns, desc=f"Tokenizing the teacher's prompts of the {name} dataset", **map_kwargs)
         lengths = list(rows[TEACHER_TOKENS])
         limit = self._teacher_limit or max(lengths)
@@ -309,7 +308,8 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             self._samples.extend(
                 sample(self.tokenizer, *pair, step, by_student) for pair in zip(own, written, strict=True)
             )
-        laid_out = self.data_collator.lay_out(rows, before)
+        collator: Any = self.data_collator
+        laid_out = collator.lay_out(rows, before)
         moved = {name: value.to(self.args.device) for name, value in laid_out.items()}
         return moved | {_STUDENT_WROTE: by_student}
 
@@ -325,7 +325,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             self.model_wrapped,
             self.accelerator,
             gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]  # parsed
         ) as model:
             yield model
 
@@ -368,8 +368,8 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         assert step is not None
         with self.teacher.targets(step.reading, hidden.device) as self._targets:
             if self.rollout_store is not None and step.student_wrote:
-                names = ("input_ids", "attention_mask", "labels")
-                self.rollout_store.add(*(step.inputs[name] for name in names), self._targets)
+                row = step.inputs
+                self.rollout_store.add(row["input_ids"], row["attention_mask"], row["labels"], self._targets)
             try:
                 return super().head_loss(hidden, head, batch, reference)
             finally:
@@ -403,3 +403,9 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         super().log(logs, start_time)
         show_samples(list(self._samples), self)
         self._samples.clear()
+
+
+def template_options(args: TopKGKDConfig) -> dict[str, Any]:
+    """The chat template's variables for all rows."""
+    options = args.chat_template_kwargs
+    return dict(options) if isinstance(options, dict) else {}

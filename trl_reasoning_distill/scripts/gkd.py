@@ -1,0 +1,55 @@
+"""Distil a live teacher into a student, on the dataset's completions and on the student's own (GKD), or from a better prompt.
+
+    accelerate launch recipes/gkd.py --config recipes/quickstart_gkd/gkd.yaml
+    trl-distill gkd --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --teacher_model_name_or_path Qwen/Qwen2.5-7B-Instruct \\
+        --dataset_path runs/x/verify --output_dir runs/x/gkd
+
+`lmbda` is the share of micro-batches that the student writes, `beta` leads from KL(teacher ‖ student) at 0 to KL(student ‖ teacher) at
+1. Without `teacher_model_name_or_path` the teacher is the student as it was; with `teacher_context` it reads more than the student:
+context distillation. The teacher may be loaded in 4 bit, sharded with the student, or asked at `teacher_server_url`. It needs the
+student's token ids; for another tokenizer run `capture`, `align` and `distill`. Writes what `sft` writes, and goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
+from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
+from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
+
+if TYPE_CHECKING:
+    from trl import TrlParser
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    """The parser of all options of this stage."""
+    from trl import TrlParser
+
+    from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
+    from trl_reasoning_distill.trainer.student_config import StudentConfig
+
+    types = (TrainingDataArguments, TopKGKDConfig, StudentConfig, AccuracyArguments)
+    return TrlParser(types, prog=prog)  # type: ignore[arg-type]
+
+
+@stage_main
+def main(args: list[str] | None = None) -> None:
+    """Run the stage."""
+    data, config, model, accuracy = parse_stage(make_parser(), args)
+
+    from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
+
+    rows = data.load()
+    if rows is None:
+        raise ValueError(
+            "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
+        )
+    teacher = config.teacher_model_name_or_path
+    is_loaded = teacher is not None and config.teacher_server_url is None
+    inputs = {"teacher_model_name_or_path": teacher} if is_loaded else {}
+    run_training("gkd", TopKGKDTrainer, data, config, model, rows=rows, accuracy=accuracy, inputs=inputs)
+
+
+if __name__ == "__main__":
+    main()
