@@ -218,7 +218,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "benchmark"  # the same figures give the same file
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmark"})  # the same figures, the same file
     from matplotlib.figure import Figure
 
     figures = report["figures"]
