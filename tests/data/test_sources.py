@@ -307,6 +307,54 @@ def test_the_hub_is_asked_for_the_right_split_and_streams_are_named_by_their_que
     assert all(p.id.startswith("numinamath_qwq-train-") for p in streamed)
 
 
+def test_large_sources_stream_and_a_bad_row_among_them_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the shape that the hub has; only as many are fetched as are asked for."""
+    from datasets import IterableDataset
+
+    def openthoughts(number: int) -> dict[str, Any]:
+        reply = f"<|begin_of_thought|>\n\nthought {number}\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n\\boxed{{{number}}}\n\n<|end_of_solution|>"
+        turns = [
+            {"from": "user", "value": f"q{number}"},
+            {"from": "assistant", "value": "cut" if number == 1 else reply},
+        ]
+        return {"system": "Your role as an assistant …", "conversations": turns}
+
+    def openr1(number: int) -> dict[str, Any]:
+        return {
+            "problem": "" if number == 1 else f"q{number}", "solution": "s", "answer": str(number), "problem_type": "Algebra",
+            "question_type": "math-word-problem", "source": "olympiads", "uuid": f"u{number}", "is_reasoning_complete": [True],
+            "generations": [f"<think>\nthought {number}\n</think>\n\n\\boxed{{{number}}}"], "correctness_math_verify": [True],
+            "correctness_llama": None, "finish_reasons": None, "correctness_count": 1, "messages": [],
+        }  # fmt: skip
+
+    fetched = []
+
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
+        make = openthoughts if "OpenThoughts" in name else openr1
+
+        def rows() -> Any:
+            for number in range(1000):
+                fetched.append(number)
+                yield make(number)
+
+        assert streaming
+        stream = IterableDataset.from_generator(rows)
+        stream.shuffle = lambda seed, buffer_size: stream
+        return stream
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    for source in ("openthoughts", "openr1_math"):
+        fetched.clear()
+        read = read_source(source, limit=5)
+        assert [(p.question, p.answer, p.solution, p.response) for p in read.problems] == [
+            (f"q{n}", str(n), f"thought {n}", f"\\boxed{{{n}}}") for n in (0, 2, 3, 4, 5)
+        ]
+        (bad,) = read.rejected
+        assert bad.where == f"{source}-train, row 1"
+        assert bad.to_row()["row"].keys() == read.rejected[0].row.keys()
+        assert len(fetched) < 20
+
+
 def test_every_evaluation_set_is_known() -> None:
     assert {"gsm8k", "gsm_hard", "gsm_plus", "svamp", "asdiv", "math", "math500", "aime"} == {
         name for name, _ in BENCHMARKS
