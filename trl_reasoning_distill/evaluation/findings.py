@@ -39,7 +39,7 @@ class Finding:
 
 def percent(share: float) -> str:
     """`0.514` as `51.4 %`."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f} %".replace("-", "−")
 
 
 def points(difference: float) -> str:
