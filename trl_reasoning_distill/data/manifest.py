@@ -68,7 +68,7 @@ WHERE_AND_HOW = frozenset(
     | {"resume_from_checkpoint", "allow_changed_resume", "push_to_hub"}
     # A generation that ran out of memory or overran its server may go on with smaller batches.
     | {"device", "device_map", "max_batch_size", "max_batch_tokens", "gpu_memory_utilization", "tensor_parallel_size"}
-    | {"batching"}
+    | {"batching", "input_price", "output_price"}
     | {"concurrency", "request_timeout", "max_retries", "api_key_env", "base_url"}
 )
 _SECRETS = frozenset({"api_key", "hub_token", "push_to_hub_token"})

@@ -11,7 +11,6 @@ out, and why). `preview` prints counts, lengths, how many rows fit into `max_len
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.scripts.problems import PromptArguments
+from trl_reasoning_distill.scripts.running import open_run, settings_of
 from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process, parse_stage, stage_main
 
 if TYPE_CHECKING:
@@ -120,19 +120,17 @@ def main(args: list[str] | None = None) -> None:
 
 def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
     from trl_reasoning_distill.data.files import write_jsonl
-    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.sources import PROBLEMS_NAME
     from trl_reasoning_distill.data.worked import worked_rows
 
-    settings = dataclasses.asdict(options) | dataclasses.asdict(prompt)
-    for name in ("action", "dataset", "samples", "chart"):
+    settings = settings_of(options, prompt)
+    for name in ("action", "dataset", "tokenizer", "max_length", "samples", "chart"):
         settings.pop(name)  # what is shown is no part of what is made
     inputs = {"data_dir": options.data_dir} if options.data_dir else {}
     if options.dry_run:
         return _preview(_mixture_items(_load(options)), options)
-    with StageRun("data", options.output_dir, settings, inputs, options.seed, overwrite=options.overwrite) as run:
-        if run.is_finished:
-            print(f"data: nothing to do, {options.output_dir} holds this run's result")
+    with open_run("data", options, settings, inputs, options.seed) as run:
+        if run is None:
             return None
         mixture = _load(options)
         rows, not_rendered = worked_rows(mixture.problems, prompt.make_format())

@@ -14,7 +14,6 @@ results in the format of another harness too. Then run `report`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from trl_reasoning_distill.evaluation.export import EXPORTS
 from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.running import open_run, settings_of
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
 from trl_reasoning_distill.teacher.engines import EngineArguments
 
@@ -96,7 +96,6 @@ def main(args: list[str] | None = None) -> None:
     """Run the stage."""
     options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
 
-    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
     from trl_reasoning_distill.evaluation.export import export_results
     from trl_reasoning_distill.teacher.processes import launch_state
@@ -118,11 +117,7 @@ def main(args: list[str] | None = None) -> None:
                 f"evaluate: {', '.join(f'{name} ({spec.describe()})' for name, spec in models.items())} on {len(problems)} problems of {source.source}"
             )
         return
-    settings = {
-        key: value
-        for part in (options, source, prompt, sampling, engine)
-        for key, value in dataclasses.asdict(part).items()
-    }
+    settings = settings_of(options, source, prompt, sampling, engine)
     settings["response_format"] = response_format.name
     settings["models"] = {
         name: dict(spec.options) for name, spec in models.items()
@@ -131,20 +126,8 @@ def main(args: list[str] | None = None) -> None:
     inputs |= {
         f"models.{name}.adapter": spec.options["adapter"] for name, spec in models.items() if "adapter" in spec.options
     }
-    run = StageRun(
-        "evaluate",
-        options.output_dir,
-        settings,
-        inputs,
-        sampling.seed,
-        overwrite=options.overwrite,
-        is_main=state.is_main_process,
-    )
-    with run:
-        state.wait_for_everyone()
-        if run.is_finished:
-            if state.is_main_process:
-                print(f"evaluate: nothing to do, {options.output_dir} holds this run's result")
+    with open_run("evaluate", options, settings, inputs, sampling.seed, state) as run:
+        if run is None:
             return
         metrics = evaluate_models(models, problems, Path(options.output_dir), config=config, engine=engine)
         if state.is_main_process:

@@ -11,13 +11,13 @@ It ends with what that took: tokens, time, and with the server's prices what it 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.running import open_run, settings_of
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
 from trl_reasoning_distill.teacher.engines import EngineArguments
 
@@ -86,7 +86,6 @@ def main(args: list[str] | None = None) -> None:
     """Run the stage."""
     options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
 
-    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.generation import GenerationConfig, generate
     from trl_reasoning_distill.teacher.processes import launch_state
 
@@ -105,28 +104,13 @@ def main(args: list[str] | None = None) -> None:
         if state.is_main_process:
             _print_plan(problems, config, options.model)
         return
-    settings = {
-        key: value
-        for part in (options, source, prompt, sampling, engine)
-        for key, value in dataclasses.asdict(part).items()
-    } | {"response_format": config.response_format.name}
+    settings = settings_of(options, source, prompt, sampling, engine)
+    settings["response_format"] = config.response_format.name
     inputs = {"model": options.model, "source": source.source} | (
         {"few_shot": options.few_shot} if options.few_shot else {}
     )
-    run = StageRun(
-        "generate",
-        options.output_dir,
-        settings,
-        inputs,
-        sampling.seed,
-        overwrite=options.overwrite,
-        is_main=state.is_main_process,
-    )
-    with run:
-        state.wait_for_everyone()
-        if run.is_finished:
-            if state.is_main_process:
-                print(f"generate: nothing to do, {options.output_dir} holds this run's result")
+    with open_run("generate", options, settings, inputs, sampling.seed, state) as run:
+        if run is None:
             return
         counts = generate(problems, engine.make_engine(options.model), config, options.output_dir)
         if state.is_main_process:

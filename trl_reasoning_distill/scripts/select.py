@@ -8,11 +8,11 @@ keeps its problem's pass rate.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl_reasoning_distill.scripts.running import open_run, settings_of
 from trl_reasoning_distill.scripts.selection import (
     SelectionArguments,
     describe_selection,
@@ -52,7 +52,6 @@ def main(args: list[str] | None = None) -> None:
         return
 
     from trl_reasoning_distill.data.files import read_jsonl
-    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.selection import VerifiedTrace
 
     path = Path(options.verified) / "verdicts.jsonl"
@@ -63,10 +62,9 @@ def main(args: list[str] | None = None) -> None:
     if options.dry_run:
         print(f"select: would select from {len(traces)} verified traces in {path}")
         return
-    settings = dataclasses.asdict(options) | dataclasses.asdict(selection) | {"response_format": format_name}
-    with StageRun("select", options.output_dir, settings, {"verified": path}, overwrite=options.overwrite) as run:
-        if run.is_finished:
-            print(f"select: nothing to do, {options.output_dir} holds this run's result")
+    settings = settings_of(options, selection) | {"response_format": format_name}
+    with open_run("select", options, settings, {"verified": path}) as run:
+        if run is None:
             return
         counts = write_selection(traces, selection, format_name, run.output_dir)
         result = describe_selection(counts)
