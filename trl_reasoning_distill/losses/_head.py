@@ -151,7 +151,7 @@ def _losses_and_gradient_(
     needs_grad: bool,
 ) -> TokenValues:
     """The values of some tokens; `logits` become the gradient with respect to the projection, or are spoilt."""
-    targets, dense, dense_gradients = _second_models(logits, targets, student, settings)
+    targets, dense, dense_gradients = _second_models(logits, targets, student, settings, needs_grad)
     entries = Entries.of(targets)
     tokens = torch.arange(len(logits), device=logits.device)[:, None]
     z = student.named_logits(logits, hidden, entries.ids).masked_fill_(~entries.is_unique, LOG_ZERO)
@@ -159,33 +159,29 @@ def _losses_and_gradient_(
     logits[tokens, entries.ids] = LOG_ZERO
     temperature = 1.0 if targets.teacher is None else settings.temperature
     kernels = _row_kernels(logits.device.type, logits.dtype)
-    shared, padding_columns = logits.tensor_split([settings.shared_ids or logits.shape[1]], dim=1)
-    rest, padding = kernels.row_statistics(shared, temperature, z.amax(-1)), None
-    if padding_columns.shape[1] > 0:
-        padding = kernels.row_statistics(padding_columns, 1.0, z.amax(-1))
+    # The ids that a live teacher shares, and those that only the likelihood knows.
+    parts = logits.tensor_split([settings.shared_ids or logits.shape[1]], dim=1)
+    temperatures = (temperature, 1.0)
+    rows = [
+        kernels.row_statistics(part, t, z.amax(-1)) for part, t in zip(parts, temperatures, strict=True) if part.numel()
+    ]
 
     with torch.set_grad_enabled(needs_grad):
-        leaves = {"z": z, "rest": rest.log_sum_exp}
-        if temperature != 1.0:
-            leaves["rest_t"] = rest.log_sum_exp_t
-        if padding is not None:
-            leaves["padding"] = padding.log_sum_exp
+        leaves = [z, *(row.log_sum_exp for row in rows)] + ([rows[0].log_sum_exp_t] if temperature != 1.0 else [])
         if needs_grad:
-            for leaf in leaves.values():
-                leaf.requires_grad_()
-        values = token_losses(z, rest, padding, entries, targets, settings, dense)
-        grads = torch.autograd.grad(values.loss.sum(), list(leaves.values())) if needs_grad else ()
+            leaves = [leaf.requires_grad_() for leaf in leaves]
+        padding = rows[1] if len(rows) > 1 else None
+        values = token_losses(z, rows[0], padding, entries, targets, settings, dense)
+        grads = torch.autograd.grad(values.loss.sum(), leaves) if needs_grad else ()
     values = TokenValues(*(value.detach() for value in values))
     if not needs_grad:
         return values
 
-    grad = dict(zip(leaves, grads, strict=True))
-    grad_t = grad["rest_t"] / temperature if temperature != 1.0 else None
+    grads_t = (grads[-1] / temperature if temperature != 1.0 else None, None)
     head = (student.logit_scale, student.logit_softcap)
-    kernels.row_gradient_(shared, rest.detached(), grad["rest"], grad_t, temperature, *head)
-    if padding is not None:
-        kernels.row_gradient_(padding_columns, padding.detached(), grad["padding"], None, 1.0, *head)
-    grad_z = grad["z"] * student.slope(z.detach())
+    for part, row, grad, grad_t, t in zip(parts, rows, grads[1:], grads_t, temperatures, strict=False):
+        kernels.row_gradient_(part, row.detached(), grad, grad_t, t, *head)
+    grad_z = grads[0] * student.slope(z.detach())
     logits[tokens, entries.ids] = grad_z.gather(1, entries.slot).to(logits.dtype)
     for gradient in dense_gradients:
         logits[:, : gradient.shape[1]] += gradient
@@ -193,7 +189,11 @@ def _losses_and_gradient_(
 
 
 def _second_models(
-    logits: Float[Tensor, "tokens vocab"], targets: TokenTargets, student: Head, settings: LossSettings
+    logits: Float[Tensor, "tokens vocab"],
+    targets: TokenTargets,
+    student: Head,
+    settings: LossSettings,
+    needs_grad: bool,
 ) -> tuple[TokenTargets, DenseTerms, list[Tensor]]:
     """What a live teacher and a linear reference have to say: a Top-K joins the targets, the rest is done here.
 
@@ -205,7 +205,8 @@ def _second_models(
     if settings.reference_head is not None and targets.reference_hidden is not None:
         tile = settings.reference_head.logits(targets.reference_hidden)
         direction: Divergence = "forward_kl" if settings.kl_direction == "forward" else "reverse_kl"
-        kl, _ = dense_divergence_(tile, logits, targets.kl_weight, direction, 0.0, 1.0, *head)
+        weight = targets.kl_weight if needs_grad else None
+        kl, _ = dense_divergence_(tile, logits, weight, direction, 0.0, 1.0, *head)
         terms = terms._replace(kl=kl)
         gradients.append(tile)
     teacher, teacher_hidden = settings.teacher_head, targets.teacher_hidden
@@ -220,7 +221,7 @@ def _second_models(
         else:
             assert not callable(settings.divergence)
             factor = temperature**2 if settings.scale_by_t2 else 1.0
-            weight = targets.kd_weight * factor
+            weight = targets.kd_weight * factor if needs_grad else None
             kd, agrees = dense_divergence_(tile, shared, weight, settings.divergence, settings.beta, temperature, *head)
             terms = terms._replace(kd=kd * factor)
             gradients.append(tile)

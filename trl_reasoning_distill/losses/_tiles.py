@@ -51,7 +51,7 @@ def top_k_targets(
 def dense_divergence_(
     tile: Float[Tensor, "tokens vocab"],
     student: Float[Tensor, "tokens vocab"],
-    weight: Float[Tensor, " tokens"],
+    weight: Float[Tensor, " tokens"] | None,
     divergence: Divergence,
     beta: float,
     temperature: float,
@@ -61,7 +61,7 @@ def dense_divergence_(
     """Divergence between another model and the student over the vocabulary, and whether their first tokens agree.
 
     `tile`, the other's logits, becomes the gradient of `weight * divergence` with respect to the student's projection,
-    whose scale and soft-cap have made `student`. With p the other's probabilities and q the student's (at the
+    whose scale and soft-cap have made `student`; without a `weight` it is left alone. With p the other's probabilities and q the student's (at the
     temperature T), m = βp + (1 − β)q and d/dz of the student's logits:
 
         KL(p ‖ q): (q − p) / T        KL(q ‖ p): q · (log q/p − KL) / T        JSD: (1 − β) q · (log q/m − KL(q ‖ m)) / T
@@ -70,9 +70,9 @@ def dense_divergence_(
         divergence = "reverse_kl" if beta else "forward_kl"
     values = torch.empty(len(tile), dtype=accumulator(student.dtype), device=tile.device)
     agrees = torch.empty(len(tile), dtype=torch.bool, device=tile.device)
-    weight = weight[:, None] * (logit_scale / temperature)
+    factor = None if weight is None else weight[:, None] * (logit_scale / temperature)
     for rows, z, buffer in blocks(student, values.dtype):
-        slope = None if logit_softcap is None else 1 - (z / logit_softcap).square_()
+        slope = None if logit_softcap is None or factor is None else 1 - (z / logit_softcap).square_()
         first = z.argmax(-1, keepdim=True)
         log_q = z.div_(temperature).log_softmax(-1)
         log_p = buffer.copy_(tile[rows]).div_(temperature).log_softmax(-1).clamp_min_(LOG_ZERO)
@@ -82,18 +82,15 @@ def dense_divergence_(
             values[rows] = torch.linalg.vecdot(p, log_p.sub_(log_q))
             gradient = q.sub_(p)
         else:
-            excess = log_q
+            share, other = 1.0, log_p
             if divergence == "jsd":
-                log_m = torch.lerp(q, p, beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()
-                values[rows] = beta * torch.linalg.vecdot(p, log_p.sub_(log_m))
-                excess = log_q.sub_(log_m)
-            else:
-                values[rows] = 0.0
-                excess = log_q.sub_(log_p)
-            share = 1 - beta if divergence == "jsd" else 1.0
+                share, other = 1 - beta, torch.lerp(q, p, beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()
+            excess = log_q.sub_(other)
             kl = torch.linalg.vecdot(q, excess)
-            values[rows] += share * kl
+            values[rows] = share * kl
+            if divergence == "jsd":
+                values[rows] += beta * torch.linalg.vecdot(p, log_p.sub_(other))
             gradient = q.mul_(excess.sub_(kl[:, None])).mul_(share)
-        gradient.mul_(weight[rows])
-        tile[rows] = gradient if slope is None else gradient.mul_(slope)
+        if factor is not None:
+            tile[rows] = gradient.mul_(factor[rows]) if slope is None else gradient.mul_(factor[rows]).mul_(slope)
     return values.clamp_min_(0), agrees
