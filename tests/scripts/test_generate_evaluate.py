@@ -189,7 +189,11 @@ def test_evaluate_draws_several_answers_and_gives_models_options_of_their_own(tm
     evaluate.main([*SYNTHETIC, *words])
     base = json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]["base"]
     assert (base["n"], base["samples"], list(base["pass_at_k"])) == (4, 2, ["1", "2"])
-    assert base["calibration"]["n"] == 8 - base["undecided"]
+    predictions = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    written = [
+        row for row in predictions if row["num_tokens"]
+    ]  # one prompt fills the model's context, and leaves no room for an answer
+    assert base["calibration"]["n"] == len(written) - base["undecided"] == 6
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["config"]["models"] == {"base": {"max_batch_size": 2}}
     assert manifest["inputs"]["models.base"]["hash"]
