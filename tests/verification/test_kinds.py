@@ -42,6 +42,8 @@ KINDS: dict[str, tuple[str, list[str], list[str]]] = {
 
 ALGEBRA: dict[str, tuple[str, list[str], list[str]]] = {
     "root": ("2\\sqrt{2}", ["\\sqrt{8}", "\\sqrt 8", "\\frac{4}{\\sqrt2}"], ["\\sqrt{2}", "2.8"]),
+    "monomial": ("5r^5", ["5 r^{5}", "r^5 \\cdot 5"], ["5r^6", "5w^5", "5"]),
+    "product": ("2xy", ["2yx", "xy + xy"], ["2ab", "2", "3xy"]),
     "polynomial": ("x^2+2x+1", ["(x+1)^2", "1 + 2x + x^{2}", "x(x+2)+1"], ["x^2+2x", "y^2+2y+1"]),
     "equation": ("2x + 4y = 3", ["4y + 2x - 3 = 0", "y = -\\frac{1}{2}x + \\frac{3}{4}"], ["2x + 4y = 4"]),
     "inequality": ("x \\ge 5", ["5 \\le x", "x \\geq 5"], ["x > 5", "x \\le 5"]),

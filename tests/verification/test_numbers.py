@@ -22,6 +22,8 @@ from trl_reasoning_distill.verification.numbers import Number, numbers_equal, pa
         ("3.5e4", 35000), ("3.5 \\times 10^{4}", 35000), ("2×10^-2", Fraction(1, 50)),
         ("28\\%", 28), ("28 percent", 28), ("90^\\circ", 90), ("90°", 90), ("90 degrees", 90), ("125\\textnormal{ miles}", 125),
         ("15\\mbox{ cm}^2", 15), ("5 km/h", 5), ("30 miles per hour", 30), ("x=11", 11), ("3 + 4 = 7", 7), ("11,\\! 111,\\! 100", 11111100), ("{,}5", None),
+        ("5 ft", 5), ("5mph", 5), ("15 m^2", 15), ("3 sq ft", 3), ("5 apples", 5), ("20°C", 20), ("12 in^3", 12), ("5th", 5), ("3 m/s", 3),
+        ("5r^5", None), ("3R^2", None), ("2xy", None), ("2 xy", None), ("3abc", None), ("5i", None), ("4 g^2", None), ("7k", None),
         ("3x", None), ("2\\pi", None), ("(9+1)", None), ("204_5", None), ("1e99999", None), ("1/0", None), ("", None), ("$", None), ("five", None),
         ("32, 349", None), ("1,2,3", None), ("3:4", None), ("5 hours and 3 minutes", None), ("1\\sqrt{19}", None), ("2x+z=1", None), ("x<5", None),
         ("1" * 300, None), ("--5", None), ("1-2", None),

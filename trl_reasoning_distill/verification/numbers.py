@@ -22,7 +22,13 @@ _NUMBER = re.compile(
 _PERCENT = re.compile(r"^ ?(?:%|percent\b|pct\b|percentage\b)", re.IGNORECASE)
 # A unit is words, possibly per something: `cm^2`, `miles per hour`, `km/h`. Operators and digits are none.
 _UNIT = re.compile(r"[ A-Za-z.°µ²³€£¥]*(?:\^\{?\d\}?)?(?:/ ?[A-Za-z]+)?[ A-Za-z.]*")
-_NAMED_UNIT = re.compile(r"[-+]? ?[\d.,/]+ ?(?:i|e|pi|x|y|z|n|k|a|b|t|p|q|r)$")
+# What is no word of three letters is a unit only if it stands here: `2xy`, `5r^5`, `3i` and `2pi` are no amounts.
+_SHORT_UNITS = frozenset({
+    "m", "g", "s", "h", "l", "L", "V", "W", "J", "N", "C", "F", "cm", "mm", "km", "nm", "in", "ft", "yd", "mi", "sq", "cu", "kg", "mg", "lb", "oz",
+    "ml", "mL", "cl", "dl", "hr", "Hz", "kW", "MW", "kJ", "Pa", "eV", "kV", "mA", "am", "pm", "st", "nd", "rd", "th",
+    "mph", "kph", "rpm", "hrs", "min", "sec", "mol", "gal", "lbs", "deg", "pct", "USD", "EUR", "GBP",
+})  # fmt: skip
+_LENGTHS = frozenset({"m", "cm", "mm", "km", "in", "ft", "yd", "mi"})
 _NAME_OR_SUM = re.compile(r" *[A-Za-z][A-Za-z_{}\d]{0,10} *|[-+*/×÷().=\d $]+")
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|textnormal) ?\{([^{}]*)\}")
 _DROPPED = {
@@ -104,13 +110,22 @@ def _simplify(text: str) -> str:
 
 
 def _is_unit(text: str, start: int) -> bool:
+    """Whether nothing but a unit, or words, follows the number that ends at `start`."""
     rest = text[start:]
     percent = _PERCENT.match(rest)
     if percent:
         rest = rest[percent.end() :]
-    if _NAMED_UNIT.fullmatch(text):  # `3x` and `2pi` are no amounts
+    if _UNIT.fullmatch(rest.replace("$", "").rstrip(". ")) is None:
         return False
-    return _UNIT.fullmatch(rest.replace("$", "").rstrip(". ")) is not None
+    words = re.findall(r"[A-Za-z]+", rest)
+    # Letters that touch the number are a product of variables unless they are a unit or a long word.
+    shortest = 4 if rest[:1].isalpha() else 3
+    if any(
+        len(word) < (shortest if index == 0 else 3) and word not in _SHORT_UNITS for index, word in enumerate(words)
+    ):
+        return False
+    power = re.search(r"([A-Za-z]+)\^", rest)
+    return power is None or power[1] in _LENGTHS or len(power[1]) >= shortest
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
