@@ -1,12 +1,15 @@
-"""Capture on two real processes: the same bytes as on one."""
+"""Capture on two and three real processes, and killed in between: the same bytes as on one."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,36 +29,74 @@ main_process_port: 29571
 """
 
 
-def launch(model: Path, dataset: Path, output: Path, processes: int) -> str:
-    config = output.with_suffix(".yaml")
+def command_of(model: Path, dataset: Path, output: Path, processes: int, unit_rows: int) -> list[str]:
+    config = output.with_name(f"{output.name}-{processes}.yaml")
     config.write_text(CONFIG.format(kind="MULTI_GPU" if processes > 1 else "'NO'", processes=processes))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["-m", "trl_reasoning_distill.scripts.capture", "--model", str(model), "--dataset", str(dataset)]
-    command += ["--output_dir", str(output), "--top_k", "10", "--unit_rows", "5"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    return [*command, "--output_dir", str(output), "--top_k", "10", "--unit_rows", str(unit_rows)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def launch(*arguments: Any) -> str:
+    done = subprocess.run(command_of(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_two_processes_make_the_bytes_of_one(tmp_path, shared_data):
+def launch_and_kill(done: Path, units: int, *arguments: Any) -> None:
+    """Kill all processes of a launch at once as soon as some units are there."""
+    process = subprocess.Popen(
+        command_of(*arguments),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while len(list(done.glob("*/manifest.json"))) < units and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def write_rows(path: Path, count: int) -> Path:
     rows = [
         {
             "prompt": "Once upon a time",
             "completion": f" there was a cat who had {n} red balls." + " She was happy." * (n % 4),
         }
-        for n in range(23)
+        for n in range(count)
     ]
-    dataset = tmp_path / "rows.jsonl"
-    dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = shared_data / "models" / "stories260K"
-    for processes in (1, 2):
-        printed = launch(model, dataset, tmp_path / f"on{processes}", processes)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_any_number_of_processes_makes_the_same_bytes(tmp_path, shared_data):
+    dataset, model = write_rows(tmp_path / "rows.jsonl", 23), shared_data / "models" / "stories260K"
+    for processes in (1, 2, 3):
+        printed = launch(model, dataset, tmp_path / f"on{processes}", processes, 5)
         assert printed.count("capture: ") == 1, printed
-    one, two = (
-        {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-        for folder in (tmp_path / "on1" / "store", tmp_path / "on2" / "store")
-    )
-    assert one == two
-    assert not (tmp_path / "on2" / "parts").exists()
-    assert TopKStore.open(tmp_path / "on2").rows == len(rows)
+        assert not (tmp_path / f"on{processes}" / "parts").exists()
+    one, two, three = (files_of(tmp_path / f"on{processes}" / "store") for processes in (1, 2, 3))
+    assert one == two == three
+    assert TopKStore.open(tmp_path / "on2").rows == 23
+
+
+def test_killed_launch_goes_on_with_other_numbers_of_processes(tmp_path, shared_data):
+    """`kill -9` of two processes, then of three, then one finishes."""
+    dataset, model = write_rows(tmp_path / "rows.jsonl", 300), shared_data / "models" / "stories260K"
+    launch(model, dataset, tmp_path / "whole", 1, 2)
+    output = tmp_path / "killed"
+    for units, processes in ((3, 2), (40, 3)):
+        launch_and_kill(output / "parts", units, model, dataset, output, processes, 2)
+        assert not (output / "store" / "manifest.json").exists()
+    launch(model, dataset, output, 1, 2)
+    assert files_of(output / "store") == files_of(tmp_path / "whole" / "store")

@@ -70,3 +70,15 @@ def test_offloaded_teacher(tmp_path, place):
 def test_device_map_from_the_options(folder):
     engine = TransformersEngine.from_pretrained(str(folder), dtype="float32", device_map="auto")
     check_own_forward(engine.model)
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(4.9, 0.35), (6.5, 0.7)], ids=["short answers", "long chains of thought"])
+def test_batches_of_like_length_hold_little_padding(mean, spread):
+    lengths = np.random.default_rng(0).lognormal(mean, spread, 512).astype(int).clip(20, 8000).tolist()
+    reader = TransformersReader(make_model(), make_tokenizer(), 8, (1.0,), max_batch_tokens=16384)
+    batches = list(reader._batches(lengths))
+    assert sorted(number for batch in batches for number in batch) == list(range(512))
+    padded = [len(batch) * max(lengths[number] for number in batch) for batch in batches]
+    assert max(padded) <= 16384
+    assert sum(padded) / sum(lengths) <= 1.05
+    assert np.mean(padded) > 2048

@@ -10,6 +10,10 @@ import torch
 from trl_reasoning_distill.teacher.head import LanguageModelHead
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 
+# A batch ends where rows become much shorter than its first, once it is large enough to keep a device busy: GSM8K's rows in units of 512
+# then hold 4 % padding instead of 19 %.
+_LIKE, _ENOUGH_TOKENS = 0.94, 2048
+
 
 class TransformersReader:
     """A `transformers` model as teacher: hidden states from its body, the head only at the positions asked for.
@@ -67,12 +71,15 @@ class TransformersReader:
         return [results[i] for i in range(len(rows))]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Row numbers by falling length, as many at a time as the budget allows; the largest batch comes first."""
+        """Row numbers by falling length, as many at a time as the budget allows and are about as long; the largest batch comes first."""
         batch: list[int] = []
         for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.max_batch_tokens:
-                yield batch
-                batch = []
+            if batch:
+                width = lengths[batch[0]]
+                is_full = (len(batch) + 1) * width > self.max_batch_tokens
+                if is_full or (lengths[number] < _LIKE * width and len(batch) * width >= _ENOUGH_TOKENS):
+                    yield batch
+                    batch = []
             batch.append(number)
         if batch:
             yield batch
