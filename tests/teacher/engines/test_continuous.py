@@ -108,7 +108,9 @@ def test_it_is_chosen_only_where_it_pays(model: Any, tokenizer: Any, monkeypatch
     monkeypatch.setattr("trl_reasoning_distill.teacher.engines.continuous.is_flash_attn_2_available", lambda: True)
     on_gpu: Any = types.SimpleNamespace(device=torch.device("cuda"), _supports_flash_attn=True)
     assert is_worth_while(on_gpu)
-    on_gpu._supports_flash_attn = False
+    on_gpu.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    assert not is_worth_while(on_gpu)
+    on_gpu.hf_device_map, on_gpu._supports_flash_attn = {"": 0}, False
     assert not is_worth_while(on_gpu)
     with pytest.raises(ValueError, match="continuous, static"):
         TransformersEngine(model, tokenizer, batching="dynamic")

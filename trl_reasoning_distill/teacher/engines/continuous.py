@@ -33,9 +33,11 @@ Asked = tuple[list[int], int, int]
 
 
 def is_worth_while(model: PreTrainedModel) -> bool:
-    """Whether this model, where it is, reads a paged cache fast: FlashAttention on a CUDA device."""
+    """Whether this model, where it is, reads a paged cache fast: FlashAttention on one CUDA device."""
     flash = is_flash_attn_3_available() or is_flash_attn_2_available()
-    return model.device.type == "cuda" and flash and bool(getattr(model, "_supports_flash_attn", False))
+    on_one_device = len(set(getattr(model, "hf_device_map", {"": 0}).values())) == 1
+    supported = bool(getattr(model, "_supports_flash_attn", False))
+    return model.device.type == "cuda" and on_one_device and flash and supported
 
 
 def generate_continuously(
