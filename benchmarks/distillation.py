@@ -26,6 +26,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPE = REPOSITORY / "recipes" / "quickstart"
+CONFIGS = (RECIPE, REPOSITORY / "recipes" / "quickstart_gkd")  # a stage's YAML is in one of them
 CONTROL, TEACHER, BASE = "SFT", "teacher", "base"
 
 
@@ -69,7 +70,8 @@ ARMS = {
     "adaptive K, top-p 0.95": distilled("support", top_k=25, kd_top_p=0.95),
     "KL to the base 0.1": distilled("more", use_kl_regularization=True, kl_coef=0.1),
     "context: the answer": Arm("distill", "more", {}, {"teacher_prompt": "{prompt}\n\nHint: {answer}"}),
-    "GKD": Arm("gkd", "more", {"kd_weight": None}),
+    "GKD, half on the student's text": Arm("gkd", "GKD"),
+    "GKD, all on the student's text": Arm("gkd", "GKD", {"lmbda": 1.0}),
 }
 
 
@@ -97,9 +99,7 @@ class Experiment:
         words["num_train_epochs"] *= self.epochs if "num_train_epochs" in arm.options else 1
         if arm.stage == "distill":
             words["teacher_logits"] = self._capture(data, arm.capture)
-        if arm.stage == "gkd":
-            words |= {"teacher_model_name_or_path": RECIPE / "models" / "teacher"}
-        _run_stage(arm.stage, {key: value for key, value in words.items() if value is not None}, output / "train")
+        _run_stage(arm.stage, words, output / "train")
         self._evaluate(output, name, output / "train" / "final_model")
 
     def run_untrained(self, name: str) -> None:
@@ -142,12 +142,10 @@ def _run_stage(name: str, options: Mapping[str, Any], output: Path) -> Path:
     """Run one stage of the recipe in this process, with some options changed, unless its result is there."""
     if (output / "manifest.json").is_file():
         return output
-    from trl_reasoning_distill.scripts import STAGES
-
-    if name not in STAGES or (not (RECIPE / f"{name}.yaml").is_file() and name != "gkd"):
-        raise UnavailableError(f"there is no stage {name!r}")
-    config = RECIPE / f"{name}.yaml"
-    words = ["--config", str(config if config.is_file() else RECIPE / "sft.yaml"), "--output_dir", str(output)]
+    config = next((path for folder in CONFIGS if (path := folder / f"{name}.yaml").is_file()), None)
+    if config is None:
+        raise UnavailableError(f"no recipe here has a {name}.yaml")
+    words = ["--config", str(config), "--output_dir", str(output)]
     for key, value in options.items():
         words += [f"--{key}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     print(f"\n== {output}", file=sys.stderr, flush=True)
