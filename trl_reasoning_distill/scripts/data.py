@@ -123,17 +123,19 @@ def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
     from trl_reasoning_distill.data.sources import PROBLEMS_NAME
     from trl_reasoning_distill.data.worked import worked_rows
 
+    response_format = prompt.make_format()
     settings = settings_of(options, prompt)
     for name in ("action", "dataset", "tokenizer", "max_length", "samples", "chart"):
         settings.pop(name)  # what is shown is no part of what is made
     inputs = {"data_dir": options.data_dir} if options.data_dir else {}
     if options.dry_run:
-        return _preview(_mixture_items(_load(options)), options)
+        _preview(_mixture_items(_load(options)), options)
+        return
     with open_run("data", options, settings, inputs, options.seed) as run:
         if run is None:
-            return None
+            return
         mixture = _load(options)
-        rows, not_rendered = worked_rows(mixture.problems, prompt.make_format())
+        rows, not_rendered = worked_rows(mixture.problems, response_format)
         mixture.rejected.extend(not_rendered)
         write_jsonl(run.output_dir / PROBLEMS_NAME, (problem.to_row() for problem in mixture.problems))
         write_jsonl(run.output_dir / "rejected.jsonl", (row.to_row() for row in mixture.rejected))
@@ -142,16 +144,13 @@ def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
         _preview(_mixture_items(mixture), options)
         left_out = mixture.left_out()
         print(f"\n{describe_left_out(mixture)}")
+        causes = [f"{count:,} {cause}" for cause, count in left_out.items() if count and " " not in cause]
         result = (
-            f"{len(mixture.problems):,} problems of {len(mixture.counts)} sources, {len(rows):,} training rows; left out: "
-            + (
-                ", ".join(f"{count:,} {cause}" for cause, count in left_out.items() if count and " " not in cause)
-                or "none"
-            )
+            f"{len(mixture.problems):,} problems of {len(mixture.counts)} sources, {len(rows):,} training rows; "
+            f"left out: {', '.join(causes) or 'none'}"
         )
         run.finish({"problems": len(mixture.problems), "rows": len(rows), **mixture.counts, **left_out}, result)
         print(f"data: {result}")
-    return None
 
 
 def describe_left_out(mixture: Mixture) -> str:
