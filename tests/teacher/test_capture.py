@@ -15,6 +15,7 @@ from tests.teacher.tiny import make_model, make_tokenizer
 from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.teacher.audit import audit_store
 from trl_reasoning_distill.teacher.capture import CaptureConfig, capture
+from trl_reasoning_distill.teacher.context import TeacherContextOptions, with_teacher_prompts
 from trl_reasoning_distill.teacher.head import LanguageModelHead
 from trl_reasoning_distill.teacher.readers import TransformersReader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
@@ -216,12 +217,12 @@ def test_long_rows_are_left_out_and_counted(tmp_path):
 def test_teacher_reads_another_prompt(tmp_path, by_column):
     """Context distillation: the student's tokens, the teacher's distribution after its own prompt."""
     rows = make_rows(4)
-    config = CONFIG
     if by_column:
         rows = [row | {"teacher_prompt": f"Hint {row['answer']}. {row['prompt']}"} for row in rows]
     else:
-        config = CaptureConfig(top_k=8, unit_rows=3, teacher_prompt="Hint {answer}. {prompt}")
-    store = run(tmp_path, rows=rows, config=config).store
+        options = TeacherContextOptions("template", teacher_context_template="Hint {{ answer }}. {{ prompt }}")
+        rows = with_teacher_prompts(rows, options)
+    store = run(tmp_path, rows=rows).store
     row = store.row(3)
     plain = tokenize_example(make_tokenizer(), {"prompt": "3 and 3: ", "completion": "it is 6.!!!"})
     assert row.input_ids.tolist() == plain.input_ids
@@ -233,8 +234,6 @@ def test_teacher_reads_another_prompt(tmp_path, by_column):
         np.testing.assert_allclose(
             records.log_probs[place], log_p[first + place - 1][records.ids[place].tolist()].numpy(), atol=0.07
         )
-    with pytest.raises(ValueError, match=r"teacher_prompt names 'hint', which is not a column"):
-        run(tmp_path / "wrong", rows=make_rows(1), config=CaptureConfig(top_k=8, teacher_prompt="{hint}"))
 
 
 def test_audit_finds_the_teacher_and_tells_another(tmp_path):

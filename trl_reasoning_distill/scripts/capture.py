@@ -9,7 +9,7 @@ With `engine: openai` a server reads, at T = 1. One store serves many students, 
 number of processes, and makes the same bytes.
 
 A student with another vocabulary or tokenizer needs the `align` stage next; otherwise run `distill`.
-For context distillation let the teacher read more than the student: `teacher_prompt: "{prompt}\\n\\nHint: {answer}"`.
+For context distillation let the teacher read more than the student, such as worked examples: `teacher_context: few_shot`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.scripts.reading import ReaderArguments
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
+from trl_reasoning_distill.teacher.context import TeacherContextOptions
 
 if TYPE_CHECKING:
     from trl import TrlParser
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class CaptureArguments(StageArguments):
+class CaptureArguments(TeacherContextOptions, StageArguments):
     """The teacher, the rows it reads, and what is kept of what it says."""
 
     model: str = field(
@@ -73,19 +74,13 @@ class CaptureArguments(StageArguments):
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Variables for the chat template, such as {"enable_thinking": true}.'}
     )
-    teacher_prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": "Context distillation: what the teacher reads in place of the last user message, with {prompt} for that message "
-            "and {column} for any column of the row. The student's rows keep the plain prompt."
-        },
-    )
     unit_rows: int = field(
         default=512, metadata={"help": "Rows per unit of work: at most this much is done again after a kill."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_context()
         for name in ("model", "dataset"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing: give it with --{name} or in the YAML.")
@@ -111,7 +106,6 @@ class CaptureArguments(StageArguments):
             chat_template_kwargs=parse_mapping(options, "chat_template_kwargs")
             if isinstance(options, str)
             else options,
-            teacher_prompt=self.teacher_prompt,
         )
 
 
@@ -129,6 +123,7 @@ def main(args: list[str] | None = None) -> None:
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.capture import capture
+    from trl_reasoning_distill.teacher.context import with_teacher_prompts
     from trl_reasoning_distill.teacher.processes import launch_state
 
     state = launch_state()
@@ -137,7 +132,7 @@ def main(args: list[str] | None = None) -> None:
             f"device_map={reader.device_map!r} gives all devices to one process, but {state.num_processes} were launched. "
             f"Launch one process, or leave device_map out."
         )
-    rows, config = load_rows(options), options.make_config(reader.engine)
+    rows, config = with_teacher_prompts(load_rows(options), options), options.make_config(reader.engine)
     tokenizer = reader.load_tokenizer(options.model, options.chat_template_path)
     if options.dry_run:
         if state.is_main_process:

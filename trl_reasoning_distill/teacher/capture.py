@@ -22,6 +22,7 @@ import xxhash
 from tqdm import tqdm
 
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
+from trl_reasoning_distill.teacher.context import TEACHER_PROMPT
 from trl_reasoning_distill.teacher.readers import Reader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore, TopKStoreWriter
 from trl_reasoning_distill.teacher.store.codec import Encoding
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 Row = Mapping[str, Any]
-TEACHER_PROMPT = "teacher_prompt"
-"""Column with the prompt that the teacher reads instead of `prompt` (context distillation)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +45,6 @@ class CaptureConfig:
         unit_rows: Rows per unit of work: at most this much is done again after a kill.
         assistant_only: Supervise only what the chat template marks as the assistant's.
         chat_template_kwargs: Variables for the chat template.
-        teacher_prompt: What the teacher reads in place of the last user message, with `{prompt}` for that message and `{column}` for
-            any other column of the row, such as `"{prompt}\\n\\nThe answer is {answer}."`.
     """
 
     top_k: int = 25
@@ -57,7 +54,6 @@ class CaptureConfig:
     unit_rows: int = 512
     assistant_only: bool = False
     chat_template_kwargs: Mapping[str, Any] | None = None
-    teacher_prompt: str | None = None
 
     def __post_init__(self) -> None:
         if self.top_k < 1 or self.unit_rows < 1:
@@ -227,8 +223,12 @@ def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow |
     example = {name: row[name] for name in _TEXT_COLUMNS if row.get(name) is not None}
     student = tokenize_example(tokenizer, example, **options)
     teacher = student
-    if config.teacher_prompt is not None or row.get(TEACHER_PROMPT) is not None:
-        prompt = _teacher_prompt(row, config)
+    if row.get(TEACHER_PROMPT) is not None:
+        if "prompt" not in row:
+            raise ValueError(
+                f"Another prompt for the teacher needs rows with `prompt` and `completion`; found {sorted(row)}."
+            )
+        prompt = row[TEACHER_PROMPT]
         teacher = tokenize_example(tokenizer, example | {"prompt": prompt}, **options)
         example[TEACHER_PROMPT] = prompt
     positions = _supervised(teacher.labels)
@@ -236,25 +236,6 @@ def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow |
     if asked != [teacher.input_ids[t] for t in positions]:
         return None
     return AnchoredRow(example, student.input_ids, student.labels, teacher.input_ids, positions)
-
-
-def _teacher_prompt(row: Row, config: CaptureConfig) -> Any:
-    """The prompt that the teacher reads: the row's own column, or the template filled in."""
-    if "prompt" not in row:
-        raise ValueError(
-            f"Another prompt for the teacher needs rows with `prompt` and `completion`; found {sorted(row)}."
-        )
-    if row.get(TEACHER_PROMPT) is not None:
-        return row[TEACHER_PROMPT]
-    prompt, template = row["prompt"], str(config.teacher_prompt)
-    try:
-        if isinstance(prompt, str):
-            return template.format_map({**row, "prompt": prompt})
-        last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-        text = template.format_map({**row, "prompt": prompt[last]["content"]})
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"teacher_prompt names {error}, which is not a column of the rows: {sorted(row)}.") from None
-    return [*prompt[:last], {**prompt[last], "content": text}, *prompt[last + 1 :]]
 
 
 _READER = "reader"
