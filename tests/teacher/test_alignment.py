@@ -154,6 +154,35 @@ def test_special_tokens_go_by_role():
     assert mapped[teacher.convert_tokens_to_ids("<|im_start|>")] == -1
 
 
+@pytest.mark.parametrize("kinds", ["special special", "special plain", "plain special", "special none", "none special"])
+def test_think_tags_as_tokens_meet_whatever_they_count_as(kinds):
+    """The same tag is the same token, special or not; one that only one side has costs its own positions and no others."""
+    teacher, student = make_byte_level(), make_byte_level(vocab_size=390)
+    for tokenizer, kind in zip((teacher, student), kinds.split(), strict=True):
+        if kind != "none":
+            tokenizer.add_tokens(["<think>", "</think>"], special_tokens=kind == "special")
+    example = chat_row(
+        "<think>\nWe have 48/2 clips; " + "so we add them. " * 5 + "</think>\nIt is \\boxed{72}, fertig."
+    )
+    aligner = RowAligner(teacher, student)
+    tokens = tokenize_example(teacher, example)
+    supervised = [t for t, label in enumerate(tokens.labels) if t and label != -100]
+    row = StoredRow(np.array(tokens.input_ids), np.array(tokens.labels), 0, len(supervised), "")
+    input_ids, labels, sources = aligner.align(row, example)
+    student_at = [t for t, label in enumerate(labels) if t and label != -100]
+    source_of = {input_ids[t]: source for t, source in zip(student_at, sources, strict=True)}
+    for tag in ("<think>", "</think>"):
+        ours, theirs = (t.convert_tokens_to_ids(tag) for t in (student, teacher))
+        if "none" in kinds:
+            assert ours is None or source_of[ours] == -1
+        else:
+            assert aligner.id_map[theirs] == ours
+            assert tokens.input_ids[supervised[source_of[ours]]] == theirs
+    without_tags = [t for t, label in enumerate(labels) if label != -100 and t > 0]
+    spelled = 14 if kinds == "special none" else 2 if kinds == "none special" else 0
+    assert (sources >= 0).sum() >= 0.8 * (len(without_tags) - spelled)
+
+
 def test_no_two_ids_become_one():
     mapped = map_vocabulary(Vocabulary(make_sentencepiece()), Vocabulary(make_byte_level()))
     twins = mapped[mapped >= 0]

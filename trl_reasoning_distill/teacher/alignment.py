@@ -31,7 +31,7 @@ from trl_reasoning_distill.teacher.store import StoredRow, TopKStore, TopKStoreW
 from trl_reasoning_distill.teacher.vocabulary import Vocabulary, map_vocabulary
 
 Ids = npt.NDArray[np.int32]
-_SPECIAL, _NO_TWIN, _GAP = 0x10000, 0x80000, "\U0010ffff"
+_SPECIAL, _GAP = 0x10000, "\U0010ffff"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +157,11 @@ class RowAligner:
         self._template_kwargs = made_with.get("chat_template_kwargs")
         teacher, student = Vocabulary(teacher_tokenizer), Vocabulary(student_tokenizer)
         self.id_map = map_vocabulary(teacher, student, student_vocab_size)
-        self._teacher_pieces = _pieces(teacher, self.id_map)
-        self._student_pieces = _pieces(student, np.arange(student.size, dtype=np.int32))
+        twins = {int(self.id_map[i]): i for i in teacher.special if int(self.id_map[i]) in student.special}
+        same = {i for twin, i in twins.items() if teacher.special[i] == student.special[twin]}
+        self._symbols = {_characters(teacher.special[i]): _symbol(int(self.id_map[i])) for i in same}
+        self._teacher_pieces = _pieces(teacher, {i: _symbol(twin) for twin, i in twins.items()})
+        self._student_pieces = _pieces(student, {twin: _symbol(twin) for twin in twins})
 
     def id_counts(self) -> dict[str, int]:
         """How many ids the teacher has, and how many of them the student has too."""
@@ -200,13 +203,26 @@ class RowAligner:
         student_text, student_spans = _supervised_text(student.input_ids, student.labels, self._student_pieces)
         record_of = {span: number for number, span in enumerate(teacher_spans) if span[0] < span[1]}
         sources = np.full(len(student_spans), -1, np.int64)
-        regions = list(_common_regions(teacher_text, student_text, _contents(example, self._assistant_only)))
+        regions = list(_common_regions(teacher_text, student_text, self._contents(example)))
         for number, (start, stop) in enumerate(student_spans):
             for teacher_start, student_start, length in regions:
                 if student_start <= start and stop <= student_start + length:
                     shift = teacher_start - student_start
                     sources[number] = record_of.get((start + shift, stop + shift), -1)
         return student.input_ids, student.labels, sources
+
+    def _contents(self, example: Mapping[str, Any]) -> list[str]:
+        """The supervised texts of a row, as they stand in it whatever the template; one character per byte or shared special token."""
+        value = next(example[name] for name in ("completion", "messages", "text") if name in example)
+        if isinstance(value, str):
+            texts = [value]
+        else:
+            turns = [turn for turn in value if not self._assistant_only or turn["role"] == "assistant"]
+            texts = [str(turn.get("content") or "") for turn in turns]
+        contents = [_characters(text) for text in texts if text.strip()]
+        for text, symbol in self._symbols.items():  # a special token that is spelled out in a text becomes that token
+            contents = [content.replace(text, symbol) for content in contents]
+        return contents
 
 
 def move_records(records: TopKLogProbs, has_record: npt.NDArray[np.bool_], id_map: Ids, top_k: int) -> TopKLogProbs:
@@ -231,12 +247,21 @@ def move_records(records: TopKLogProbs, has_record: npt.NDArray[np.bool_], id_ma
 # Text as strings with one character per byte, and one beyond U+10000 per special token --------------------------------------------
 
 
-def _pieces(vocabulary: Vocabulary, student_id: Ids) -> dict[int, str]:
-    """Id to the characters it stands for; special tokens of both vocabularies that are twins are the same character."""
+def _characters(text: str) -> str:
+    """One character per byte."""
+    return text.encode().decode("latin-1")
+
+
+def _symbol(student_id: int) -> str:
+    """The character of a special token that both vocabularies have."""
+    return chr(_SPECIAL + student_id)
+
+
+def _pieces(vocabulary: Vocabulary, symbols: Mapping[int, str]) -> dict[int, str]:
+    """Id to the characters it stands for: a special token that both have is one symbol, any other is its text."""
     pieces = {i: value.decode("latin-1") for i, value in vocabulary.bytes_of.items()}
-    for i in vocabulary.special:
-        pieces[i] = chr(_SPECIAL + int(student_id[i])) if student_id[i] >= 0 else chr(_NO_TWIN + i)
-    return pieces
+    pieces |= {i: _characters(text) for i, text in vocabulary.special.items()}
+    return pieces | dict(symbols)
 
 
 def _supervised_text(
@@ -257,17 +282,6 @@ def _supervised_text(
         spans.append((length, length := length + len(piece)))
         last = t
     return "".join(parts), spans
-
-
-def _contents(example: Mapping[str, Any], assistant_only: bool) -> list[str]:
-    """The supervised texts of a row, as they stand in it whatever the template; one character per byte."""
-    value = next(example[name] for name in ("completion", "messages", "text") if name in example)
-    if isinstance(value, str):
-        texts = [value]
-    else:
-        turns = [turn for turn in value if not assistant_only or turn["role"] == "assistant"]
-        texts = [str(turn.get("content") or "") for turn in turns]
-    return [text.encode().decode("latin-1") for text in texts if text.strip()]
 
 
 def _common_regions(one: str, other: str, contents: Sequence[str]) -> Iterator[tuple[int, int, int]]:

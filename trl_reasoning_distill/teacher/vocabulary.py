@@ -30,11 +30,13 @@ class Vocabulary:
     Attributes:
         bytes_of: Id to bytes, for all tokens but special ones.
         special: Id to text, for special tokens.
+        added: Id to text, for all tokens that were added to the vocabulary, special or not.
         fallback: Ids such as `<0x0A>` that stand for a single byte beside the regular token of that byte.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         added = tokenizer.added_tokens_decoder
+        self.added: dict[int, str] = {i: str(token) for i, token in added.items()}
         self.special: dict[int, str] = {i: str(token) for i, token in added.items() if token.special}
         self.fallback: set[int] = set()
         is_byte_level = _is_byte_level(tokenizer)
@@ -63,8 +65,9 @@ class Vocabulary:
 def map_vocabulary(teacher: Vocabulary, student: Vocabulary, student_size: int | None = None) -> npt.NDArray[np.int32]:
     """Teacher id to student id, −1 where there is no twin; no two teacher ids share one.
 
-    Regular tokens are twins if they stand for the same bytes. Special tokens are if they have the same text, or else the same
-    role, such as to end the text.
+    Regular tokens are twins if they stand for the same bytes. Added tokens are if they have the same text, whether it counts as special
+    (`[THINK]` of Magistral) or not (`<think>` of Qwen3), and special tokens without such a twin if they have the same role, such as to
+    end the text.
 
     Args:
         teacher: The teacher's vocabulary.
@@ -79,7 +82,7 @@ def map_vocabulary(teacher: Vocabulary, student: Vocabulary, student_size: int |
     for i in sorted(student.bytes_of, key=lambda i: (i in student.fallback, i), reverse=True):
         if i < limit:
             by_bytes[student.bytes_of[i]] = i  # the regular token and the lowest id come last, and stay
-    by_text = {text: i for i, text in student.special.items() if i < limit}
+    by_text = {text: i for i, text in student.added.items() if i < limit}
     by_role = {role: i for i, role in student.role_of.items() if i < limit}
     mapped = np.full(teacher.size, -1, np.int32)
     taken: set[int] = set()
@@ -94,7 +97,7 @@ def map_vocabulary(teacher: Vocabulary, student: Vocabulary, student_size: int |
             pair(i, i)
     for i in sorted(teacher.bytes_of, key=lambda i: (i in teacher.fallback, i)):
         pair(i, by_bytes.get(teacher.bytes_of[i]))
-    for i, text in teacher.special.items():
+    for i, text in teacher.added.items():
         pair(i, by_text.get(text))
     for i, role in teacher.role_of.items():
         if i in teacher.special:
