@@ -19,6 +19,7 @@ from trl_reasoning_distill.data.files import write_json, write_jsonl
 from trl_reasoning_distill.data.manifest import StageRun
 from trl_reasoning_distill.evaluation import findings
 from trl_reasoning_distill.evaluation.compare import Comparison, compare_models
+from trl_reasoning_distill.evaluation.metrics import summarize
 from trl_reasoning_distill.evaluation.provenance import trace_provenance
 from trl_reasoning_distill.evaluation.report import write_report as write_full_report
 from trl_reasoning_distill.extras import MissingExtraError
@@ -93,6 +94,12 @@ def run(tmp_path: Path) -> Path:
     with StageRun("evaluate", tmp_path / "evaluate", {"max_new_tokens": 64}, models) as stage:
         rows = predictions({"base": 6, "sft": 24, "distilled": 45, "teacher": 57})
         write_jsonl(tmp_path / "evaluate" / "predictions.jsonl", rows)
+        models = {
+            name: [row | {"model_path": name} for row in rows if row["model"] == name] for name in ("sft", "distilled")
+        }
+        write_json(
+            tmp_path / "evaluate" / "metrics.json", {"models": {name: summarize(own) for name, own in models.items()}}
+        )
         stage.finish({"problems": 60}, "60 problems")
     return tmp_path
 
@@ -149,6 +156,7 @@ def test_a_whole_report(run):
         "SFT loss, nats per token",
         "KD weight α",
         "Kinds of errors",
+        "How they write",
         "kind-1",
         "1,234",
         "big-one",
@@ -195,6 +203,24 @@ def test_several_runs_of_each_model_are_one_model_on_the_page(tmp_path):
     assert "by run +33.3, +33.3, +33.3" in told
     assert "crossed bootstrap over runs and problems" in told
     assert "sft@" not in told
+
+
+def test_several_answers_per_problem_are_shown(tmp_path):
+    rows = [
+        prediction(
+            model, problem, "correct" if (problem + sample) % 3 < count else "incorrect", sample=sample, model_path="m"
+        )
+        for model, count in (("sft", 1), ("distilled", 2))
+        for problem in range(12)
+        for sample in range(4)
+    ]
+    write_jsonl(tmp_path / "predictions.jsonl", rows)
+    metrics = {model: summarize([row for row in rows if row["model"] == model]) for model in ("sft", "distilled")}
+    write_json(tmp_path / "metrics.json", {"models": metrics})
+    write_report(tmp_path, tmp_path / "report")
+    told = " ".join(Page((tmp_path / "report" / "report.html").read_text()).texts)
+    for expected in ("pass@4", "maj@2", "paired permutation test"):
+        assert expected in told, expected
 
 
 def test_the_same_input_gives_the_same_files(run):

@@ -16,13 +16,15 @@ from trl_reasoning_distill.evaluation.scores import run_of
 Paths = Mapping[str, "str | os.PathLike[str]"]
 
 CURVES = {
+    "eval_math_accuracy": "Accuracy on held-out problems during training",
     "sft_loss": "SFT loss, nats per token",
     "kd_loss": "KD loss, nats per token (× T²)",
     "kd_weight": "KD weight α",
     "kl_loss": "KL to the reference, nats per token",
+    "kl_coef": "Coefficient of the KL to the reference",
     "top1_agreement": "Share of tokens where student and teacher agree",
-    "eval_math_accuracy": "Accuracy on held-out problems during training",
     "loss": "Loss as a whole",
+    "eval_loss": "Loss on held-out rows",
 }
 """What is drawn of a training's `log_history`, where it was logged: key to title."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.data.files import atomic_write, read_jsonl, write_json
+from trl_reasoning_distill.data.files import atomic_write, read_json, read_jsonl, write_json
 from trl_reasoning_distill.data.manifest import StageManifest
 from trl_reasoning_distill.evaluation import charts, findings
 from trl_reasoning_distill.evaluation.compare import (
@@ -125,6 +125,7 @@ def write_report(
         "charts": _charts(comparison, colors),
         "dimensions": DIMENSIONS,
         "behaviour": _behaviour(predictions),
+        "metrics": _metrics(evaluation_dir / "metrics.json", comparison),
         "errors": _errors(predictions),
         "curves": draw_curves(training or {}, colors),
         "store": summarize_store(Path(store)) if store else None,
@@ -207,6 +208,16 @@ def _behaviour(predictions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
+
+
+def _metrics(path: Path, comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """What the evaluation measured beside right and wrong, of the first run of each model; empty without its `metrics.json`."""
+    if not path.is_file():
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, metrics in read_json(path)["models"].items():
+        found.setdefault(run_of(printable(name))[0], metrics)
+    return {name: found[name] for name in comparison.models if name in found}
 
 
 def _errors(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
