@@ -51,6 +51,7 @@ def test_what_was_found_is_said() -> None:
     assert short is not None
     assert short.reason == "it is the question of o in other"
     assert find(problem("What is 1+1, and what is 2+2?")) is None, "a short question inside a longer one is no evidence"
+    assert Decontaminator({"set": [problem("√?")]})(problem("∑?")) is None
 
 
 def test_gsm_hard_is_gsm8ks_test_set_and_the_training_set_is_not(shared_data: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_reasoning_distill.data.words import ngram_hashes, numbers, words
+from trl_reasoning_distill.data.words import ngram_hashes, numbers, question_hash, words
 
 
 def test_words_ignore_what_does_not_change_the_question() -> None:
@@ -15,6 +15,9 @@ def test_words_ignore_what_does_not_change_the_question() -> None:
     assert words("\\frac{1}{2}x") == ["frac", "1", "2", "x"]
     assert words("１２ ﬁsh") == ["12", "fish"]
     assert words("∑ ≥ √") == []
+    assert words("小明有3个苹果") == ["小", "明", "有", "3", "个", "苹", "果"]
+    assert question_hash("√?", []) != question_hash("∑?", [])
+    assert question_hash("One, two.", ["one", "two"]) == question_hash("one two", ["one", "two"])
 
 
 def test_numbers_in_figures_and_written_out() -> None:

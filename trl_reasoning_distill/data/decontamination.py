@@ -11,11 +11,9 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import xxhash
-
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import BENCHMARKS, Refusal, SourceUnavailableError, read_source
-from trl_reasoning_distill.data.words import ngram_hashes, words
+from trl_reasoning_distill.data.words import ngram_hashes, question_hash, words
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +43,14 @@ class Decontaminator:
             for problem in problems:
                 self.sizes[name] += 1
                 tokens = words(problem.question)
-                self._whole.setdefault(_whole_hash(tokens), (name, problem.id))
+                self._whole.setdefault(question_hash(problem.question, tokens), (name, problem.id))
                 for value in ngram_hashes(tokens, ngram):
                     self._ngrams.setdefault(value, (name, problem.id))
 
     def __call__(self, problem: Problem) -> Refusal | None:
         """`None` for a problem that stands in no evaluation set."""
         tokens = words(problem.question)
-        if found := self._whole.get(_whole_hash(tokens)):
+        if found := self._whole.get(question_hash(problem.question, tokens)):
             return Refusal("contaminated", f"it is the question of {found[1]} in {found[0]}", found[0])
         for position, value in enumerate(ngram_hashes(tokens, self.ngram)):
             if found := self._ngrams.get(value):
@@ -110,7 +108,3 @@ def _splits(name: str) -> list[tuple[str, str | None]]:
     if known and not colon:
         return list(known)
     return [(source, split)] if known else [(name, None)]
-
-
-def _whole_hash(tokens: list[str]) -> int:
-    return xxhash.xxh3_64_intdigest(" ".join(tokens).encode())

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import Refusal
-from trl_reasoning_distill.data.words import ngram_hashes, numbers, words
+from trl_reasoning_distill.data.words import ngram_hashes, numbers, question_hash, words
 from trl_reasoning_distill.extras import require_extra
 
 _SHINGLE = 3
@@ -60,8 +59,7 @@ class Deduplicator:
     def __call__(self, problem: Problem) -> Refusal | None:
         """`None` for a problem that is new; it then counts as seen."""
         tokens = words(problem.question)
-        # A question without a word, such as "√2?", is told apart by its characters
-        key = xxhash.xxh3_64_intdigest((" ".join(tokens) or problem.question).encode())
+        key = question_hash(problem.question, tokens)
         if key in self._exact:
             first, answer = self._exact[key]
             other = "" if answer == problem.answer else f", which gives the answer {answer!r}, not {problem.answer!r}"

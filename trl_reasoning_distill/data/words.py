@@ -7,7 +7,8 @@ import unicodedata
 
 import xxhash
 
-_WORDS = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: each character is a word
+_WORDS = re.compile(rf"\d+(?:[.,]\d+)*|[{_CJK}]|[^\W\d_{_CJK}]+")
 _NUMBER_WORDS = frozenset(
     {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"}
     | {"thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty"}
@@ -20,6 +21,11 @@ def words(text: str) -> list[str]:
     """The words and numbers of a text in lower case, without punctuation, mark-up or width variants; `1,000` is `1000`."""
     found = _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
     return [word.replace(",", "") if word[0].isdecimal() else word for word in found]
+
+
+def question_hash(text: str, tokens: list[str]) -> int:
+    """The 64-bit hash of a text's words; a text without any, such as `√?`, is told apart by its characters."""
+    return xxhash.xxh3_64_intdigest((" ".join(tokens) or text).encode())
 
 
 def ngram_hashes(tokens: list[str], n: int) -> list[int]:
