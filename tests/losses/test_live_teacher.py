@@ -50,10 +50,27 @@ def test_rows_that_are_not_shared_get_no_mass_and_no_gradient(device, top_k):
 def test_the_likelihood_is_over_the_whole_vocabulary_of_the_student(device):
     case = problem()
     case.labels[0] = 10  # not a shared id
+    case.hidden[0] = 5 * case.weight[10]  # and the student's choice
     out, _ = dataclasses.replace(case, teacher=live_teacher(top_k=3)).run(device=device)
     without, _ = dataclasses.replace(case, teacher=None).run(device=device)
+    assert out.is_top1[0]
     for name in ("nll", "entropy", "is_top1"):
         torch.testing.assert_close(getattr(out, name), getattr(without, name))
+
+
+@pytest.mark.parametrize(("top_k", "on"), [(1, "teacher"), (3, "teacher"), (3, "student"), (None, "teacher")])
+def test_agreement_is_that_of_the_most_likely_shared_tokens(device, top_k, on):
+    case = problem(tokens=40)
+    case.teacher, case.reference = live_teacher(tokens=40, top_k=top_k, on=on), None
+    case.teacher.hidden[::2] = 0
+    case.teacher.hidden[::2, 0] = case.hidden[::2, 0]
+    case.weight[:9, 0] = 9 * case.teacher.weight[:9, 0]
+    out, _ = case.run(device=device)
+    student = (case.hidden @ case.weight[:9].T + case.bias[:9]).argmax(-1)
+    teacher = (case.teacher.hidden @ case.teacher.weight[:9].T).argmax(-1)
+    expected = (student == teacher) & (case.labels != -100)
+    assert 5 < expected.sum() < 35
+    assert torch.equal(out.top1_agreement.cpu(), expected)
 
 
 @pytest.mark.parametrize("top_k", [3, None])

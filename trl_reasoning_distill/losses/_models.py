@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 # Elements of the head's rows that are gathered at a time.
-_CPU_GATHERED, _ACCELERATOR_GATHERED = 2**20, 2**27
+_CPU_GATHERED, _ACCELERATOR_GATHERED = 2**20, 2**25
 
 
 class Head(NamedTuple):

@@ -47,7 +47,8 @@ class FusedLoss:
         is_top1: whether the label is the student's most likely token.
         teacher_mass: what the teacher gives the support, at the temperature.
         student_mass: what the student gives the same tokens, at the temperature.
-        top1_agreement: whether the student's and the teacher's most likely tokens are the same.
+        top1_agreement: whether the student's and the teacher's most likely tokens are the same (of those that it shares
+            with a live teacher).
         mask: whether the token is supervised.
     """
 
