@@ -4,9 +4,10 @@ r"""The verifier: agreement with labels, beside other verifiers, and items per s
 
 `--data` holds `model_outputs/openai_gpt3_gsm8k.jsonl` (5276 real outputs with published labels), `equivalence_cases/math_verify.jsonl`
 (255 pairs with labels: the tests of math-verify) and `math/math500.jsonl`, whose answers are rewritten and changed here (see
-`verification_cases.py`). `--further_cases` is a JSONL file of further (source, gold, pred, expected) rows. The speed is of
-`verify_answers` with two workers, which start before the clock does; `cpu` is the computing time of this process and its workers,
-which a busy machine stretches less than the wall clock.
+`verification_cases.py`). `--further_cases` is a JSONL file of further (source, gold, pred, expected) rows. The other verifiers take
+minutes: `--others_from REPORT.json` takes their figures from an earlier report on the same cases. The speed is of `verify_answers` with
+two workers, fresh for each line but started before the clock; CPU seconds are those of this process and its workers, which a busy
+machine stretches less than the wall clock.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import verification_baselines as baselines
 from verification_cases import Case, load_cases
 
 from trl_reasoning_distill.data.schema import Verdict
+from trl_reasoning_distill.verification.pool import shared_pool
 from trl_reasoning_distill.verification.verify import verify_answers
 
 WORKERS = 2
@@ -76,9 +78,10 @@ def speed(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> dict[str, dict[
         for case, verdict in zip(cases, verdicts, strict=True)
         if verdict.method == "symbolic" or verdict.status == "undecided"
     ]
-    judge_ours([Case("", "", "\\boxed{\\sqrt{8}}", f"{number}\\sqrt{{2}}", False) for number in range(50)])
     table = {}
     for name, members in groups.items():
+        shared_pool(WORKERS).close()  # what the workers remember of these cases
+        judge_ours([Case("", "", "\\boxed{\\sqrt{8}}", f"{number}\\sqrt{{2}}", False) for number in range(50)])
         wall, cpu = time.perf_counter(), _cpu_seconds()
         judge_ours(members)
         wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
@@ -106,12 +109,10 @@ def _children() -> list[int]:
 def table_of(report: dict) -> str:
     """The report as Markdown."""
     names = list(report["agreement"])
-    lines = [
-        f"`{report['command']}`",
-        "",
-        f"Versions: {', '.join(f'{k} {v}' for k, v in report['versions'].items())}.",
-        "",
-    ]
+    lines = [f"`{report['command']}`", ""]
+    if "others_command" in report:
+        lines += [f"The other verifiers: `{report['others_command']}`", ""]
+    lines += [f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.", ""]
     lines += [f"| agreement with labels | n | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
     for group in report["agreement"]["ours"]:
         rows = [report["agreement"][name][group] for name in names]
@@ -140,6 +141,16 @@ def other_judges(lm_eval_python: Path | None) -> dict[str, Callable[[Sequence[Ca
     judges["math-verify alone"] = baselines.math_verify_alone
     judges["TRL accuracy_reward"] = baselines.trl_accuracy_reward
     return judges
+
+
+def add_earlier_figures(report: dict[str, Any], path: Path) -> None:
+    """Add the other verifiers' figures of an earlier report, and the command that made them."""
+    earlier = json.loads(path.read_text())
+    counts = [{group: row["cases"] for group, row in it["agreement"]["ours"].items()} for it in (report, earlier)]
+    if counts[0] != counts[1]:
+        raise SystemExit(f"{path} is about other cases.")
+    report["agreement"] |= {name: rows for name, rows in earlier["agreement"].items() if name != "ours"}
+    report["others_command"] = earlier.get("others_command", earlier["command"])
 
 
 def make_report(verdicts: Sequence[Verdict], figures: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
@@ -174,13 +185,14 @@ def write(report: dict[str, Any], different: list[dict], output: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write, anew after each verifier."""
+    """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--further_cases", type=Path)
     parser.add_argument(
         "--lm_eval_python", type=Path, help="python of an environment with lm-eval; without it: skipped"
     )
+    parser.add_argument("--others_from", type=Path, help="take the other verifiers' figures from this report")
     parser.add_argument("--quick", action="store_true", help="every twentieth case, no speed")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     parser.add_argument("--show", action="store_true", help="also print every case that is not judged as labelled")
@@ -195,12 +207,13 @@ def main() -> None:
     speeds = {} if options.quick else speed(cases, verdicts)
     figures = {"ours": agreement(cases, [verdict.status == "correct" for verdict in verdicts])}
     report = make_report(verdicts, figures, speeds)
-    for name, judge in other_judges(options.lm_eval_python).items():
+    if options.others_from:
+        add_earlier_figures(report, options.others_from)
+    for name, judge in ({} if options.others_from else other_judges(options.lm_eval_python)).items():
         print(f"asking {name} about {len(cases)} cases", file=sys.stderr, flush=True)
         figures[name] = agreement(cases, judge(cases))
-        report = make_report(verdicts, figures, speeds)
-        if options.output:
-            write(report, different, options.output)
+    if options.output:
+        write(report, different, options.output)
     if not options.json:
         print(table_of(report))
     print(json.dumps(report))

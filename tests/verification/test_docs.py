@@ -79,6 +79,13 @@ def test_every_disagreement_is_told(page: str) -> None:
     assert [int(row) for row in rows] == sorted(DISAGREEMENTS)
 
 
+def test_the_tables_are_those_of_the_benchmark(page: str, repository: Path) -> None:
+    results = (repository / "benchmarks" / "results" / "verification.md").read_text(encoding="utf-8")
+    tables = [line for line in results[: results.index("| goal |")].splitlines() if line.startswith("|")]
+    assert len(tables) > 15
+    assert not [line for line in tables if line not in page]
+
+
 def test_the_page_and_the_module_name_the_same_rules(page: str) -> None:
     assert extract.__doc__ is not None
     in_module = set(re.findall(r"^\| `(\w+)`", extract.__doc__, re.MULTILINE))
