@@ -51,7 +51,7 @@ def shape_dataset(rows: Dataset, shape: str, form: ReasoningFormat, per_row: int
             form,
             per_row=per_row,
         )
-        empty = {"prompt": [], "completion": [], "answer": None}
+        empty: dict[str, Any] = {"prompt": [], "completion": [], "answer": None}
         made = [{**row, "rejected": None} for row in converted.rows]
         made += [{**empty, "rejected": reason} for _, reason in converted.rejected]
         return {name: [row[name] for row in made] for name in ("prompt", "completion", "answer", "rejected")}

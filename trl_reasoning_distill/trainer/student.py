@@ -115,7 +115,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: Any, pieces: Mapping[str, Sequ
     embedding grows only if it has no spare rows.
     """
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in pieces])
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     if len(tokenizer) > embedding.weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
