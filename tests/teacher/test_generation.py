@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from tests.teacher import tiny
-from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.formatting import PRESETS, ReasoningFormat
 from trl_reasoning_distill.data.rank_files import RankFiles
 from trl_reasoning_distill.data.schema import Problem, Trace
 from trl_reasoning_distill.data.synthetic import iter_problems
 from trl_reasoning_distill.teacher import generation
 from trl_reasoning_distill.teacher.engines import GenerationOutput, GenerationRequest, SamplingConfig
 from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
-from trl_reasoning_distill.teacher.generation import GenerationConfig, build_messages, generate, sample_seed
+from trl_reasoning_distill.teacher.generation import GenerationConfig, build_messages, generate, instructed, sample_seed
 
 THREE = GenerationConfig(num_samples=3, seed=1, sampling=SamplingConfig(16, temperature=1.0))
 
@@ -211,6 +211,20 @@ def test_problems_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     config = GenerationConfig(until_verified=1, sampling=SamplingConfig(16, temperature=1.0))
     with pytest.raises(ValueError, match="1 problems have none"):
         generate([dataclasses.replace(one[0], answer=None)], PlannedEngine(), config, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_format_can_be_asked_for_in_a_system_prompt(name: str) -> None:
+    system, user = build_messages("How many?", instructed(ReasoningFormat.preset(name)))
+    assert (system["role"], user["content"]) == ("system", "How many?")
+    marks = {
+        "think": "</think>",
+        "gsm8k": "####",
+        "boxed": "\\boxed{}",
+        "final_answer": '"Final Answer:"',
+        "plain": "paragraph",
+    }
+    assert marks[name] in system["content"]
 
 
 def test_the_problem_that_is_asked_is_no_example_of_itself() -> None:

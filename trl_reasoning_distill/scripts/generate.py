@@ -52,6 +52,10 @@ class GenerateArguments(StageArguments):
             "help": "Source or JSONL of problems with solution and answer, shown to the teacher as earlier turns. Default: zero-shot."
         },
     )
+    instruct: bool = field(
+        default=False,
+        metadata={"help": "Ask for think tags in a system prompt, which a teacher that was not trained on them needs."},
+    )
     num_few_shot: int | None = field(
         default=None,
         metadata={
@@ -86,16 +90,17 @@ def main(args: list[str] | None = None) -> None:
     """Run the stage."""
     options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
 
-    from trl_reasoning_distill.teacher.generation import GenerationConfig, generate
+    from trl_reasoning_distill.teacher.generation import GenerationConfig, generate, instructed
     from trl_reasoning_distill.teacher.processes import launch_state
 
+    response_format = prompt.make_format(source.source)
     config = GenerationConfig(
         num_samples=options.num_samples,
         until_verified=options.until_verified,
         max_samples=options.max_samples,
         seed=sampling.seed,
         sampling=sampling.make_sampling(),
-        response_format=prompt.make_format(source.source),
+        response_format=instructed(response_format) if options.instruct else response_format,
         few_shot=tuple(_load_few_shot(options, source)),
     )
     problems = source.load()

@@ -35,6 +35,12 @@ from trl_reasoning_distill.verification.verify import verify_answers
 TRACES_NAME = "traces.jsonl"
 _CLOCK_NAME = "clock.jsonl"
 
+ZERO_SHOT_PROMPTS: Mapping[str, str] = {
+    "think": "Solve the problem. First think step by step between <think> and </think>. After </think> write the final answer alone.",
+    "plain": "Solve the problem step by step. Then write the final answer alone, as a paragraph of its own.",
+}
+"""System prompts for the formats that bring none, because models that were trained on them need none."""
+
 Work = tuple[Problem, int]
 
 
@@ -74,6 +80,13 @@ class GenerationConfig:
             raise ValueError(
                 "Several samples per problem at temperature=0 would all be the same text; set a temperature above 0."
             )
+
+
+def instructed(response_format: ReasoningFormat) -> ReasoningFormat:
+    """The format with a system prompt that asks for it, for a teacher that was not trained on it."""
+    if response_format.system_prompt is not None:
+        return response_format
+    return dataclasses.replace(response_format, system_prompt=ZERO_SHOT_PROMPTS[response_format.name])
 
 
 def build_messages(
