@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -65,6 +66,36 @@ def test_answers_are_those_of_the_model_asked_one_by_one(fit: Callable[..., Any]
             ids["input_ids"], max_new_tokens=12, do_sample=False, eos_token_id=258, pad_token_id=256
         )
         assert found[index] == tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_ranks_share_the_problems_and_each_answers_equally_many(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+    shares: list[list[int]] = []
+    pooled: list[Any] = []
+
+    def gather(
+        mine: list[Any],
+    ) -> list[Any]:  # what earlier ranks found and, for want of it, this one's in the place of later ones
+        pooled.extend(mine)
+        return [*(dataclasses.replace(mine[0], index=index) for index in range(5)), *pooled]
+
+    monkeypatch.setattr("trl_reasoning_distill.trainer.accuracy.gather_object", gather)
+    for rank in range(world):
+        callback = Scripted([answers(3)])
+        accelerator = types.SimpleNamespace(num_processes=world, process_index=rank, device=torch.device("cpu"))
+        callback.trainer = types.SimpleNamespace(accelerator=accelerator)
+        write = callback._write
+        monkeypatch.setattr(
+            callback, "_write", lambda indices, write=write: shares.append(list(indices)) or write(indices)
+        )
+        answered = callback._answer_all()
+    assert [item.text for item in answered] == [
+        text.removesuffix("<end>") for text in answers(3)
+    ]  # in order, each once
+    assert callback._summarize(answered)["eval_math_accuracy"] == 0.6
+    assert len({len(share) for share in shares}) == 1  # all step together
+    assert {index for share in shares for index in share} == set(range(5))
+    assert sum(map(len, shares)) < 5 + world
 
 
 @pytest.mark.parametrize("lora", [False, True])
