@@ -112,8 +112,7 @@ def main(args: list[str] | None = None) -> None:
     if not is_main_process():
         return
     if options.action == "preview":
-        items = _dataset_items(options.dataset) if options.dataset else _mixture_items(_load(options))
-        _preview(items, options)
+        _preview(_dataset_items(options.dataset) if options.dataset else _mixture_items(options, prompt), options)
     else:
         _prepare(options, prompt)
 
@@ -129,7 +128,7 @@ def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
         settings.pop(name)  # what is shown is no part of what is made
     inputs = {"data_dir": options.data_dir} if options.data_dir else {}
     if options.dry_run:
-        _preview(_mixture_items(_load(options)), options)
+        _preview(_mixture_items(options, prompt), options)
         return
     with open_run("data", options, settings, inputs, options.seed) as run:
         if run is None:
@@ -141,7 +140,7 @@ def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
         write_jsonl(run.output_dir / "rejected.jsonl", (row.to_row() for row in mixture.rejected))
         if rows:
             write_jsonl(run.output_dir / "train.jsonl", rows)
-        _preview(_mixture_items(mixture), options)
+        _preview(_items(mixture, rows), options)
         left_out = mixture.left_out()
         print(f"\n{describe_left_out(mixture)}")
         causes = [f"{count:,} {cause}" for cause, count in left_out.items() if count and " " not in cause]
@@ -180,10 +179,20 @@ def _load(options: DataArguments) -> Mixture:
     )
 
 
-def _mixture_items(mixture: Mixture) -> list[Item]:
-    from trl_reasoning_distill.data.preview import problem_item
+def _mixture_items(options: DataArguments, prompt: PromptArguments) -> list[Item]:
+    from trl_reasoning_distill.data.worked import worked_rows
 
-    return [problem_item(problem) for problem in mixture.problems]
+    response_format = prompt.make_format()
+    mixture = _load(options)
+    return _items(mixture, worked_rows(mixture.problems, response_format)[0])
+
+
+def _items(mixture: Mixture, rows: list[dict[str, Any]]) -> list[Item]:
+    """Problems as the training rows they give, where they give one."""
+    from trl_reasoning_distill.data.preview import problem_item, row_item
+
+    written = {row["problem_id"]: row_item(row) for row in rows}
+    return [written.get(problem.id) or problem_item(problem) for problem in mixture.problems]
 
 
 def _dataset_items(dataset: str) -> list[Item]:
