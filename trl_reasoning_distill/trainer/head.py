@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +29,26 @@ class HeadLoss(Protocol):
     def __call__(
         self, hidden: Tensor, head: LanguageHead, reference_hidden: Tensor | None, reference_head: LanguageHead | None
     ) -> FusedLoss: ...
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """One micro-batch as the loss sees it: flat over its `tokens`, each at the position that predicts it.
+
+    Attributes:
+        labels: `(tokens,)`, −100 where there is nothing to learn.
+        columns: Per-token columns by name, `(tokens, …)`.
+        scale: What each token's loss is multiplied by so that, summed over micro-batches and averaged over ranks as DDP does, the
+            global batch's loss is divided once by its supervised tokens.
+        step: Optimizer steps done so far.
+        is_training: False in evaluation.
+    """
+
+    labels: Tensor
+    columns: Mapping[str, Tensor]
+    scale: Tensor
+    step: int
+    is_training: bool
 
 
 @dataclass

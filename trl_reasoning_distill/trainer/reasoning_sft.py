@@ -7,7 +7,6 @@ one pass over the LM head, in which a subclass can put more (see `loss_arguments
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from trl_reasoning_distill.trainer.card import extend_card, quick_start, trainin
 from trl_reasoning_distill.trainer.checkpoints import CheckpointManifests, ResumableTrainer
 from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
-from trl_reasoning_distill.trainer.head import add_head_loss
+from trl_reasoning_distill.trainer.head import LossBatch, add_head_loss
 from trl_reasoning_distill.trainer.kl_controller import KLController
 from trl_reasoning_distill.trainer.preparation import (
     LOSS_WEIGHT,
@@ -52,26 +51,6 @@ logger = logging.getLogger(__name__)
 REFERENCE_INDEX = "reference_index"
 REFERENCE_IDS = "reference_ids"
 REFERENCE_LOG_PROBS = "reference_log_probs"
-
-
-@dataclasses.dataclass(frozen=True)
-class LossBatch:
-    """One micro-batch as the loss sees it: flat over its `tokens`, each at the position that predicts it.
-
-    Attributes:
-        labels: `(tokens,)`, −100 where there is nothing to learn.
-        columns: Per-token columns by name, `(tokens, …)`.
-        scale: What each token's loss is multiplied by so that, summed over micro-batches and averaged over ranks as DDP does, the
-            global batch's loss is divided once by its supervised tokens.
-        step: Optimizer steps done so far.
-        is_training: False in evaluation.
-    """
-
-    labels: Tensor
-    columns: Mapping[str, Tensor]
-    scale: Tensor
-    step: int
-    is_training: bool
 
 
 class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):

@@ -33,6 +33,7 @@ from trl_reasoning_distill.trainer.gkd_rows import (
     PromptColumns,
     unpad,
 )
+from trl_reasoning_distill.trainer.head import LossBatch
 from trl_reasoning_distill.trainer.kd_metrics import distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.live_teacher import (
     FormerSelf,
@@ -44,7 +45,7 @@ from trl_reasoning_distill.trainer.live_teacher import (
     TeacherBatch,
     context_length,
 )
-from trl_reasoning_distill.trainer.reasoning_sft import LossBatch, ReasoningSFTTrainer
+from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.reference import make_reference
 from trl_reasoning_distill.trainer.rollout_store import RolloutStore, make_rollout_store
 from trl_reasoning_distill.trainer.rollouts import Tally, make_writer, sample, timed, transformers_writer, written_row
@@ -111,6 +112,20 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
     config_class = TopKGKDConfig
     args: TopKGKDConfig
     whole_columns = ROW_COLUMNS
+    resume_fields = (
+        *ReasoningSFTTrainer.resume_fields,
+        *(
+            "teacher_model_name_or_path",
+            "lmbda",
+            "beta",
+            "temperature",
+            "max_new_tokens",
+            "top_k",
+            "kd_temperature",
+            "kd_weight",
+            "sft_weight",
+        ),
+    )
 
     def __init__(
         self,
