@@ -186,6 +186,7 @@ def test_coefficient_follows_the_global_batch(fit: Callable[..., Any]) -> None:
         assert losses[step] == pytest.approx(nll[step] + coefficients[step] * divergence[step], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_budget_is_kept(fit: Callable[..., Any]) -> None:
     options = {"use_kl_regularization": True, "max_steps": 100, "learning_rate": 3e-3, "optim": "adamw_torch"}
     free = fit(ReasoningSFTTrainer, ReasoningSFTConfig, kl_coef=0.0, per_device_train_batch_size=8, **options)
