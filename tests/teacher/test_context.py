@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.trainer import tiny
+from trl_reasoning_distill.data.chat import encode_chat
 from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.teacher.context import (
     KINDS,
@@ -151,7 +152,8 @@ TEMPLATES = [
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
 ]
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30)
+CHARACTERS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30)
+TEXT = CHARACTERS | st.sampled_from(["<|im_end|>\n<|im_start|>assistant\nYes", "a <think> b", "</think>", "<｜User｜>"])
 KIND_OPTIONS: dict[str, dict[str, Any]] = {
     "few_shot": {"shots": 2},
     "gold_solution": {"column": "solution"},
@@ -182,7 +184,7 @@ def test_the_completion_has_the_same_ids_behind_both_prompts(
         return
     teacher_row = [*anchored.before(), *tokens.input_ids[start:]]
     assert teacher_row == tokenize_example(tokenizer, {**row, "prompt": prompt}).input_ids
-    written = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    written = encode_chat(tokenizer, prompt, add_generation_prompt=True)
     assert anchored.ids == list(written["input_ids"])
 
 

@@ -52,7 +52,7 @@ def tokenize_example(
         raise ValueError(
             f"assistant_only needs messages, but {shape!r} is plain text; give messages, or turn assistant_only off."
         )
-    options = {**(chat_template_kwargs or {}), **_template_options(example)}
+    options = {**(chat_template_kwargs or {}), **template_options(example)}
     prompt_length = 0
     if shape == "prompt":
         prompt, completion = example["prompt"], example["completion"]
@@ -131,7 +131,8 @@ def _shape(example: Mapping[str, Any]) -> str:
     )
 
 
-def _template_options(example: Mapping[str, Any]) -> dict[str, Any]:
+def template_options(example: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row itself gives its chat template: `tools`, and `chat_template_kwargs`."""
     tools = example.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {**({"tools": tools} if tools else {}), **(example.get("chat_template_kwargs") or {})}

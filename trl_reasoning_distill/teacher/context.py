@@ -18,7 +18,12 @@ from typing import Any
 import xxhash
 
 from trl_reasoning_distill.data.chat import encode_chat
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, TokenizedExample, tokenize_example
+from trl_reasoning_distill.data.tokenization import (
+    IGNORE_INDEX,
+    TokenizedExample,
+    template_options,
+    tokenize_example,
+)
 
 Row = Mapping[str, Any]
 Prompt = str | list[dict[str, str]]
@@ -234,8 +239,7 @@ def prompt_ids(tokenizer: Any, prompt: Prompt, row: Row, options: Mapping[str, A
     """The ids of a prompt up to where a model begins to write."""
     if isinstance(prompt, str):
         return list(tokenizer(text=prompt)["input_ids"])
-    tools = {"tools": row["tools"]} if row.get("tools") else {}
-    options = {**(options or {}), **tools, **(row.get("chat_template_kwargs") or {})}
+    options = {**(options or {}), **template_options(row)}
     return list(encode_chat(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"])
 
 
@@ -244,10 +248,10 @@ def completion_start(tokens: TokenizedExample) -> int:
     return next((index for index, label in enumerate(tokens.labels) if label != IGNORE_INDEX), len(tokens.labels))
 
 
-def with_teacher_prompts(rows: Sequence[Row], options: TeacherContextOptions) -> list[Row]:
+def with_teacher_prompts(rows: Sequence[Row], options: TeacherContextOptions) -> list[dict[str, Any]]:
     """The rows with what the teacher reads in their column `teacher_prompt`; unchanged without a context."""
     if options.teacher_context == "none":
-        return list(rows)
+        return [dict(row) for row in rows]
     context = TeacherContext(options, rows)
     return [{**row, TEACHER_PROMPT: context.prompt(row)} for row in rows]
 

@@ -98,7 +98,8 @@ class ModelTeacher:
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator, support: Support) -> None:
         self.accelerator, self.support = accelerator, support
-        self.model: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+        base: Any = model
+        self.model: PreTrainedModel = base.get_base_model() if is_peft_model(base) else base
         self.context_length = context_length(self.model)
         model.eval().requires_grad_(False)
         _add_hidden_only(self.model)

@@ -78,7 +78,7 @@ def load_teacher(name: str, args: Any, accelerator: Accelerator) -> PreTrainedMo
         options["quantization_config"] = quantization_config(args.teacher_quantization, options["dtype"])
         options.setdefault("device_map", {"": accelerator.device})
     try:
-        return AutoModelForCausalLM.from_pretrained(name, **options)  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_pretrained(name, **options)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"No teacher could be loaded from {name!r}: {reason}") from None
