@@ -200,3 +200,74 @@ def test_the_readmes_python_runs_as_it_stands(finished: FinishedRecipe, reposito
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("'kd_weight'") == 2, done.stdout  # both trainings log that they distil
+
+
+LOSS_PREAMBLE = """
+import torch
+hidden, head = torch.randn(6, 8, requires_grad=True), torch.nn.Linear(8, 50, bias=False)
+teacher_hidden, teacher_head = torch.randn(6, 12), torch.nn.Linear(12, 60, bias=False)
+labels, tokens = torch.tensor([1, 2, -100, 4, 5, 6]), 5
+ids = torch.stack([torch.randperm(50)[:4] for _ in range(6)])
+log_probs = torch.full((6, 4), 0.2).log()
+"""
+ALIGNMENT_PREAMBLE = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+student = AutoModelForCausalLM.from_pretrained("recipes/quickstart/models/student")
+student_tokenizer = AutoTokenizer.from_pretrained("recipes/quickstart/models/student")
+"""
+CAPTURE_PREAMBLE = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("recipes/quickstart/models/teacher")
+tokenizer = AutoTokenizer.from_pretrained("recipes/quickstart/models/teacher")
+rows = [{"prompt": [{"role": "user", "content": "1 + 1"}], "completion": [{"role": "assistant", "content": "2"}]}]
+"""
+PAGES: dict[str, str] = {
+    "docs/concepts/alignment.md": ALIGNMENT_PREAMBLE,
+    "docs/concepts/loss.md": LOSS_PREAMBLE,
+    "docs/concepts/reasoning-format.md": "",
+    "docs/concepts/store-format.md": "",
+    "docs/stages/capture.md": CAPTURE_PREAMBLE,
+    "docs/stages/data.md": "",
+    "docs/stages/distill.md": "import math\nimport torch\nfrom trl_reasoning_distill import TopKDistillTrainer\n",
+    "docs/stages/evaluate.md": "",
+    "docs/stages/generate.md": "",
+    "docs/stages/select.md": "",
+    "docs/stages/sft.md": "",
+}
+"""Pages with Python, and what stands before it when it runs; `verification.md` has tests of its own, and README's are above."""
+
+STAND_INS = {
+    "runs/x/capture/store": "runs/x/made/store",
+    "Qwen/Qwen2.5-0.5B-Instruct": "recipes/quickstart/models/student",
+    "Qwen/Qwen2.5-7B-Instruct": "recipes/quickstart/models/teacher",
+    "runs/x/capture": "runs/quickstart/capture",
+    'load_problems("gsm8k", split="test")': 'load_problems("synthetic_arithmetic", split="test", limit=2)',
+    'load_problems("gsm8k", limit=100)': 'load_problems("synthetic_arithmetic", limit=2)',
+    "max_new_tokens=512": "max_new_tokens=64",
+    "vocab_size=151_665": "vocab_size=50",
+}
+
+
+@pytest.mark.timeout(1800)
+def test_the_pages_python_runs(finished: FinishedRecipe, repository: Path) -> None:
+    with_python = {
+        str(page.relative_to(repository))
+        for page in (repository / "docs").rglob("*.md")
+        if "```python" in page.read_text(encoding="utf-8")
+    }
+    assert with_python - {"docs/concepts/verification.md"} == PAGES.keys()
+    program = []
+    for name, preamble in PAGES.items():
+        page = (repository / name).read_text(encoding="utf-8")
+        code = preamble + "\n".join(block.partition("```")[0] for block in page.split("```python\n")[1:])
+        for published, here in STAND_INS.items():
+            code = code.replace(published, here)
+        program.append(f"print({name!r}, flush=True)\nexec(compile({code!r}, {name!r}, 'exec'), {{}})")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(program)],
+        cwd=finished.runs.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
