@@ -170,8 +170,9 @@ def test_evaluate_writes_predictions_metrics_and_a_manifest(
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 8
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]["sft_correct"] == 0
     assert len(list((tmp_path / "out" / "export" / "lm-eval").glob("*/results_*.json"))) == 2
-    evaluate.main(words)
+    evaluate.main([*words, "--export", "lighteval"])
     assert "nothing to do" in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / "export" / "lighteval" / "results").glob("*/results_*.json"))) == 2
 
 
 def test_evaluate_draws_several_answers_and_gives_models_options_of_their_own(tmp_path: Path, model: Path) -> None:

@@ -158,7 +158,19 @@ def _gap(comparison: Comparison) -> list[str]:
     told = f"{label(roles[STUDENT])} recovers {percent(share)} of the gap between {label(roles[BASE])} and {label(roles[TEACHER])}{sure}"
     control = comparison.models[roles[CONTROL]].gap_recovered if CONTROL in roles else None
     told += f"; {label(roles[CONTROL])} recovers {percent(control)}" if control is not None else ""
-    return [_sentence(told) + "."]
+    return [_sentence(told) + ".", *_gap_left(comparison)]
+
+
+def _gap_left(comparison: Comparison) -> list[str]:
+    """What the student recovers of what text alone leaves undone."""
+    share, interval = comparison.gap_left_by_control_recovered, comparison.gap_left_by_control_recovered_ci95
+    if share is None or interval is None:
+        return []
+    control, student = label(comparison.roles[CONTROL]), label(comparison.roles[STUDENT])
+    told = (
+        f"Of the gap that {control} leaves to {label(comparison.roles[TEACHER])}, {student} recovers {percent(share)}"
+    )
+    return [f"{told} (95 % interval {percent_interval(interval)})."]
 
 
 def _caveats(comparison: Comparison) -> list[str]:

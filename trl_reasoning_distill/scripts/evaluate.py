@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.evaluation.export import EXPORTS
+from trl_reasoning_distill.evaluation.export import EXPORTS, export_results
 from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.running import open_run, settings_of
@@ -97,7 +97,6 @@ def main(args: list[str] | None = None) -> None:
     options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
-    from trl_reasoning_distill.evaluation.export import export_results
     from trl_reasoning_distill.teacher.processes import launch_state
 
     models = parse_models(options.models)
@@ -119,24 +118,31 @@ def main(args: list[str] | None = None) -> None:
         return
     settings = settings_of(options, source, prompt, sampling, engine)
     settings["response_format"] = response_format.name
-    settings["models"] = {
-        name: dict(spec.options) for name, spec in models.items()
-    }  # paths count by content, as inputs
+    settings.pop("export", None)  # a finished evaluation can still be exported
+    # Paths count by content, as inputs.
+    settings["models"] = {name: dict(spec.options) for name, spec in models.items()}
     inputs = {f"models.{name}": spec.model for name, spec in models.items()} | {"source": source.source}
     inputs |= {
         f"models.{name}.adapter": spec.options["adapter"] for name, spec in models.items() if "adapter" in spec.options
     }
     with open_run("evaluate", options, settings, inputs, sampling.seed, state) as run:
         if run is None:
+            if state.is_main_process:
+                _export(options, source, settings)
             return
         metrics = evaluate_models(models, problems, Path(options.output_dir), config=config, engine=engine)
         if state.is_main_process:
-            for harness in options.export:
-                task = f"{source.source}_{source.split}" if source.split else source.source
-                export_results(harness, options.output_dir, task, settings)
+            _export(options, source, settings)
             result = result_line(metrics)
             run.finish(_counts(metrics), result)
             print(f"evaluate: {result}")
+
+
+def _export(options: EvaluateArguments, source: ProblemArguments, settings: Mapping[str, Any]) -> None:
+    """Write the results as other harnesses do, where that is asked for."""
+    task = f"{source.source}_{source.split}" if source.split else source.source
+    for harness in options.export:
+        export_results(harness, options.output_dir, task, settings)
 
 
 def _counts(metrics: Mapping[str, Any]) -> dict[str, int | float]:
