@@ -72,7 +72,8 @@ def load_records(options: argparse.Namespace) -> TopKLogProbs:
             np.savez(cache, ids=records.ids, log_probs=records.log_probs, log_sum_exp=records.log_sum_exp)
     else:
         with np.load(cache) as arrays:
-            records = TopKLogProbs(arrays["ids"], arrays["log_probs"], arrays["log_sum_exp"], (1.0, 2.0))
+            log_sum_exp = arrays["log_sum_exp"]  # of a server at T = 1 alone
+            records = TopKLogProbs(arrays["ids"], arrays["log_probs"], log_sum_exp, (1.0, 2.0)[: log_sum_exp.shape[1]])
     return TopKLogProbs(
         np.ascontiguousarray(records.ids[:, : options.top_k]),
         np.ascontiguousarray(records.log_probs[:, : options.top_k]),

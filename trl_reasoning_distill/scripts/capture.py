@@ -57,7 +57,7 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
     )
     encoding: str = field(
         default="compact",
-        metadata={"help": "compact (43 bytes per token at top_k 25) or lossless (float32, 4 times that)."},
+        metadata={"help": "compact (43 bytes per token at top_k 25) or lossless (float32, 2.5 times that)."},
     )
     max_length: int | None = field(
         default=None,

@@ -124,5 +124,5 @@ def temperature_index(temperatures: Sequence[float], temperature: float) -> int:
             return column
     raise ValueError(
         f"Temperature {temperature:g} was not captured: this store has {', '.join(f'{t:g}' for t in temperatures)}. "
-        f"Use one of these, or capture again with --temperatures including {temperature:g}."
+        f"Use one of these, or capture again with --temperatures including {temperature:g}; a server as teacher tells T = 1 only."
     )

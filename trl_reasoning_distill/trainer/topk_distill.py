@@ -91,7 +91,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         if args.top_k > self.store.top_k:
             raise ValueError(
                 f"`top_k={args.top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
-                f"capture again with --top_m {args.top_k}."
+                f"capture again with --top_k {args.top_k}."
             )
         train_dataset = self.store.dataset() if train_dataset is None else train_dataset
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)

@@ -37,7 +37,7 @@ class TopKStoreWriter:
         top_k: M, places per record.
         temperatures: Temperatures of the records' log-sum-exp, 1.0 among them.
         fingerprint: What made the records, as JSON values: teacher, revision, tokenizer, chat template, versions, …
-        encoding: `"compact"` (about 47 bytes per position at M = 25) or `"lossless"` (the float32 bits).
+        encoding: `"compact"` (about 44 bytes per position at M = 25) or `"lossless"` (the float32 bits).
         aligned_to: For an aligned store, what it was aligned to; may be set until the block ends.
         block_size: Positions per block: the unit of reading.
         shard_blocks: Blocks per shard: the unit of a file.
