@@ -272,7 +272,7 @@ def save_results(trainer: ReasoningSFTTrainer, output_dir: Path, model: StudentC
     from trl_reasoning_distill.data.files import write_json, write_jsonl
 
     save_final_model(trainer, output_dir / FINAL_MODEL)
-    trainer.create_model_card(model_name=output_dir.name)
+    trainer.create_model_card(model_name="-".join(output_dir.parts[-2:]))
     if trainer.is_world_process_zero():
         saved = [output_dir / FINAL_MODEL]
         if model.merge:

@@ -85,7 +85,10 @@ def training_facts(trainer: Any) -> dict[str, Facts]:
         "supervised tokens": f"{report.supervised_tokens:,}",
         "left out": f"{report.overlong:,} too long, {report.unsupervised:,} without a supervised token",
     }  # fmt: skip
-    settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
+    values = {name: getattr(args, name, None) for name in _SETTINGS}
+    settings = {name: getattr(value, "value", value) for name, value in values.items() if value is not None}
+    if args.max_steps > 0:
+        del settings["num_train_epochs"]
     settings["batch"] = (
         f"{per_step} ({args.per_device_train_batch_size} per device × {args.gradient_accumulation_steps} accumulated × {world} processes)"
     )
