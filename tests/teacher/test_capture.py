@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.teacher.tiny import make_model, make_tokenizer
 from trl_reasoning_distill.data.tokenization import tokenize_example
+from trl_reasoning_distill.teacher import head as head_module
 from trl_reasoning_distill.teacher.audit import audit_store
 from trl_reasoning_distill.teacher.capture import CaptureConfig, capture
 from trl_reasoning_distill.teacher.context import TeacherContextOptions, with_teacher_prompts
@@ -245,6 +246,22 @@ def test_audit_finds_the_teacher_and_tells_another(tmp_path):
     assert list(audit.coverage) == [1, 5]
     other = TransformersReader(make_model(seed=1), make_tokenizer(), 8, CONFIG.temperatures)
     assert audit_store(store, other, make_tokenizer(), num_rows=5).kl.mean() > 0.1
+
+
+def test_head_makes_logits_a_tile_at_a_time(monkeypatch):
+    """Never tokens × vocabulary, and the tiles do not show in the records."""
+    head = LanguageModelHead(make_model(), range(259))
+    hidden = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
+    whole = head.records(hidden, 8, (1.0, 2.0))
+    monkeypatch.setattr(head_module, "_TILE_BYTES_CPU", 4 * 264 * 16)
+    made, logits = [], head.logits
+    monkeypatch.setattr(head, "logits", lambda tile: made.append(len(tile)) or logits(tile))
+    tiled = head.records(hidden, 8, (1.0, 2.0))
+    assert max(made) == 16
+    assert sum(made) == 100
+    assert (tiled.ids == whole.ids).all()
+    np.testing.assert_allclose(tiled.log_probs, whole.log_probs, atol=1e-5)
+    np.testing.assert_allclose(tiled.log_sum_exp, whole.log_sum_exp, atol=1e-5)
 
 
 def test_head_follows_scale_and_cap():
