@@ -186,7 +186,7 @@ class ResumableTrainer(Trainer):
         settings = {name: _plain(getattr(self.args, name)) for name in self.resume_fields}
         return {
             **settings,
-            "train_dataset": hash_rows(self.train_dataset),
+            "train_dataset": self._hash_of_rows(),
             "number of processes": self.accelerator.num_processes,
             "distributed type": _distributed_type(self.accelerator),
         }
@@ -223,6 +223,14 @@ class ResumableTrainer(Trainer):
             for line in found.skipped if self.is_world_process_zero() else ():
                 logger.warning("Skipped %s", line)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _hash_of_rows(self) -> str:
+        """`hash_rows` of the training set, computed once as long as it is the same object."""
+        rows, digest = getattr(self, "_hashed", (None, ""))
+        if rows is not self.train_dataset:
+            digest = hash_rows(self.train_dataset)
+            self._hashed = (self.train_dataset, digest)
+        return digest
 
     def _find_checkpoint(self, resume: str | bool | None, required: bool) -> Checkpoint:
         newest = resume is True or str(resume).lower() == "true"
