@@ -78,8 +78,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return folder / "student", folder / "tied", store
 
 
-def launch(config: dict[str, Any], tmp_path: Path, *arguments: object) -> dict[str, Any]:
-    """Run the worker on two processes and read what it left."""
+def launch(config: dict[str, Any], tmp_path: Path, *arguments: object, script: str = "train_worker.py") -> Any:
+    """Run a worker on two processes and read the result it left in its third argument, a folder."""
     file = tmp_path / "accelerate.yaml"
     file.write_text(yaml.safe_dump({**COMMON, **config}))
     with socket.socket() as probe:
@@ -95,7 +95,7 @@ def launch(config: dict[str, Any], tmp_path: Path, *arguments: object) -> dict[s
         "--main_process_port",
         str(port),
     ]
-    worker = Path(__file__).with_name("train_worker.py")
+    worker = Path(__file__).with_name(script)
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(repository),
     }  # fmt: skip

@@ -122,7 +122,7 @@ class AccuracyCallback(TrainerCallback):
             answered = self._answer_all()
             self._measured = (state.global_step, self._summarize(answered))
             self.trainer.log(dict(self._measured[1]))
-            self._show(answered)
+            self._show(answered, self._measured[1]["eval_math_accuracy"])
         if metrics is not None:
             metrics.update(self._measured[1])
 
@@ -198,10 +198,16 @@ class AccuracyCallback(TrainerCallback):
                     [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device
                 ),
                 generation_config=config,
+                synced_gpus=self._gathers_in_forward,
             )
         rows = output[:, width:].tolist()
         found = [next((place for place, token in enumerate(row) if token in ends), None) for row in rows]
         return [(row if end is None else row[:end], end is not None) for row, end in zip(rows, found, strict=True)]
+
+    @property
+    def _gathers_in_forward(self) -> bool:
+        """Whether a forward needs the other ranks, so that one that is done must go on with them; ZeRO-3's weights are whole by then."""
+        return bool(self.trainer.is_fsdp_enabled and self.trainer.accelerator.num_processes > 1)
 
     def _summarize(self, answered: Sequence[_Answered]) -> dict[str, float]:
         shares = {
@@ -213,9 +219,8 @@ class AccuracyCallback(TrainerCallback):
         }
         return {f"eval_math_{name}": sum(found) / len(answered) for name, found in shares.items()}
 
-    def _show(self, answered: Sequence[_Answered]) -> None:
+    def _show(self, answered: Sequence[_Answered], accuracy: float) -> None:
         step = self.trainer.state.global_step
-        accuracy = self._summarize(answered)["eval_math_accuracy"]
         rows = [
             {
                 "step": step,
