@@ -269,7 +269,7 @@ class Slow:  # as PlannedEngine; importing that would take longer than all of th
     name = "planned"
     def generate(self, requests, sampling):
         for request in requests:
-            time.sleep(0.02)
+            time.sleep(0.05)
             yield request, GenerationOutput(f"<think>\\n{request.seed}\\n</think>\\n\\n-1", "stop", 5, 7, 0.1)
 generation.in_chunks = lambda items: ([item] for item in items)
 config = generation.GenerationConfig(num_samples=3, seed=1, sampling=SamplingConfig(16, temperature=1.0))

@@ -127,7 +127,8 @@ class _SeededRequests(ContinuousBatchingLogitsProcessor):
         return torch.tensor(numbers, dtype=torch.int32)
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        uniform = (tensor_arg[: scores.shape[0], None].double() + 0.5) / 2**_BITS
+        precision = torch.float32 if scores.device.type == "mps" else torch.float64
+        uniform = (tensor_arg[: scores.shape[0], None].to(precision) + 0.5) / 2**_BITS
         return draw(scores, uniform, self.warpers)
 
     def _next_number(self, state: Any) -> int:
