@@ -60,6 +60,7 @@ ARMS = {
     "SFT, half the rate": Arm("sft", "control", {"learning_rate": 5e-4}),
     "distilled, twice the epochs": distilled("control", num_train_epochs=2.0),
     "α = 1": distilled("weight", kd_weight=1.0),
+    "α = 10, twice the rate": distilled("weight", kd_weight=10.0, learning_rate=2e-3),
     "K = 1": distilled("K", top_k=1),
     "K = 3": distilled("K", top_k=3),
     "K = 25": distilled("K", top_k=25),
