@@ -365,6 +365,9 @@ def test_without_a_teacher_it_is_the_student_as_it_was(gkd: Any, is_lora: bool) 
     first, second = logged(trainer, "kd_loss")
     assert first == pytest.approx(0.0, abs=1e-6)
     assert second > 1e-5, "the student has moved, the teacher has not"
+    if not is_lora:
+        with pytest.raises(ValueError, match="kept for its hidden states only"):
+            gkd(teacher=None, seq_kd=True, train=False)
     taught = gkd(teacher=None, peft_config=lora, lmbda=0.0, teacher_context="few_shot", max_length=400)
     assert logged(taught, "kd_loss")[0] > 1e-2, "the same model, with examples before its eyes"
 

@@ -130,6 +130,9 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
             "`packing` and `padding_free`: completions are written anew at each step, so rows are laid out there.": (
                 self.packing or self.padding_free
             ),
+            "`dataset_kwargs` with skip_prepare_dataset: the prompts to write from are found in preparation. Leave it out.": bool(
+                (self.dataset_kwargs or {}).get("skip_prepare_dataset")
+            ),
             "`assistant_only_loss`: here the last reply is what is learnt. Give it as `completion`, or last in `messages`.": (
                 self.assistant_only_loss
             ),

@@ -172,11 +172,7 @@ class FormerSelf:
 
     def writer(self) -> contextlib.AbstractContextManager[Any]:
         """See `LiveTeacher.writer`."""
-        if self._writer is None:
-            raise ValueError(
-                "`seq_kd` with a frozen copy of the student as teacher: the copy is kept for its hidden states only. Name the model itself "
-                "with teacher_model_name_or_path."
-            )
+        assert self._writer is not None, "seq_kd with a frozen copy is refused before"
         return self._writer()
 
 

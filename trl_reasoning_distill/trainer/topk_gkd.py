@@ -151,6 +151,8 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         self.context = TeacherContext(args) if args.teacher_context == "none" else None
         self.left_out: dict[str, dict[str, int]] = {}
         super().__init__(model, args, **kwargs)
+        if self.has_images:
+            raise ValueError("The dataset holds images; a live teacher reads text only. Use `sft` for it.")
         if args.disable_dropout:
             disable_dropout_in_model(self.model)
         self.teacher = self.make_teacher()
@@ -202,6 +204,11 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         if self._reader is not None:
             return ServerTeacher(self._reader, self._support(rows))
         if self._is_former_self:
+            if args.seq_kd and not is_peft_model(self.model):
+                raise ValueError(
+                    "`seq_kd` with a frozen copy of the student as teacher: the copy is kept for its hidden states only. Name the model "
+                    "itself with teacher_model_name_or_path, or train a LoRA adapter."
+                )
             reference = self.reference or make_reference(self.model, self.accelerator)
             writer = self._former_self_writing if is_peft_model(self.model) else None
             return FormerSelf(reference, self._student, self._support(rows), writer)
