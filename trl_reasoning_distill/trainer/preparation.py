@@ -15,6 +15,7 @@ from trl import maybe_convert_to_chatml, pack_dataset
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, TokenizedExample, row_hash, tokenize_example
+from trl_reasoning_distill.trainer.templates import advise
 
 TOKEN_COLUMNS = ("input_ids", "labels")
 LOSS_WEIGHT = "loss_weight"
@@ -108,11 +109,36 @@ class RowTokenizer:
             ]
         return prepared
 
-    def closes_thought(self, row: dict[str, Any]) -> bool:
-        """Whether the template ends the generation prompt of a row with a closed thought, though the row's completion thinks.
+    def refuse_closed_thought(self, row: dict[str, Any], name: str) -> None:
+        """Refuse a template that ends the generation prompt with a closed thought, where the row's completion thinks.
 
-        The student would be trained to think and then be asked not to.
+        Raises:
+            ValueError: With what to set instead.
         """
+        if self._closes_thought(row):
+            raise ValueError(
+                f"The chat template ends its generation prompt with a closed {self.format.open_tag}…{self.format.close_tag}, but the completions of "
+                f"the {name} dataset think: the student would be asked not to do what it learns. Set chat_template_kwargs to "
+                '{"enable_thinking": true} where the template reads that, or give another template with chat_template_path.'
+            )
+
+    def refuse_damage(self, rows: Dataset, name: str) -> None:
+        """Refuse rows, made by this tokenizer, whose tokens no longer hold the reasoning that their text had.
+
+        Raises:
+            ValueError: With the first of them, and how to mend the template.
+        """
+        damaged = [index for index, is_damaged in enumerate(rows["is_damaged"]) if is_damaged]
+        if damaged:
+            template = self.chat_template or self.tokenizer.chat_template
+            raise ValueError(
+                f"The chat template drops or doubles the reasoning of {len(damaged):,} of {len(rows):,} rows of the {name} dataset: their "
+                f"completions are well formed ({self.format.name!r}), their tokens are not. Row {damaged[0]} ends in "
+                f"{self.tokenizer.decode(rows[damaged[0]]['input_ids'])[-200:]!r}. {advise(template)} Or, if the template opens the reasoning "
+                "itself, leave the open tag out of the completions."
+            )
+
+    def _closes_thought(self, row: dict[str, Any]) -> bool:
         example = {} if "input_ids" in row else self._example(row)
         prompt, completion = example.get("prompt"), example.get("completion")
         if not (self.format.close_tag and isinstance(prompt, list) and isinstance(completion, list)):

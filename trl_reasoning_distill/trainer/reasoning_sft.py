@@ -43,7 +43,6 @@ from trl_reasoning_distill.trainer.preview import describe_examples
 from trl_reasoning_distill.trainer.reference import Reference, make_reference
 from trl_reasoning_distill.trainer.student import prepare_student
 from trl_reasoning_distill.trainer.targets import StoredTargets
-from trl_reasoning_distill.trainer.templates import advise
 from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, LanguageHead, main_process_first
 
 logger = logging.getLogger(__name__)
@@ -211,15 +210,11 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         # The strategies that cut rows themselves are asked for by name; they are not for whole chains of thought
         cuts_rows = packing and args.packing_strategy != "bfd"
         columns = [*TOKEN_COLUMNS, *self.row_columns(args)]
-        if len(dataset) and tokenize.closes_thought(dataset[0]):
-            raise ValueError(
-                f"The chat template ends its generation prompt with a closed {self.format.open_tag}…{self.format.close_tag}, but the completions of "
-                f"the {name} dataset think: the student would be asked not to do what it learns. Set chat_template_kwargs to "
-                '{"enable_thinking": true} where the template reads that, or give another template with chat_template_path.'
-            )
+        if len(dataset):
+            tokenize.refuse_closed_thought(dataset[0], name)
         with main_process_first():
             rows = dataset.map(tokenize, desc=f"Tokenizing the {name} dataset", **map_kwargs)
-            self._refuse_damage(rows, name)
+            tokenize.refuse_damage(rows, name)
             rows = self.add_row_columns(rows, name, **map_kwargs)
             rows, self.reports[name] = select_rows(
                 rows,
@@ -244,18 +239,6 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         if args.process_index == 0:
             logger.info("%s dataset: %s", name, self.reports[name])
         return rows
-
-    def _refuse_damage(self, rows: Dataset, name: str) -> None:
-        damaged = [index for index, is_damaged in enumerate(rows["is_damaged"]) if is_damaged]
-        if not damaged:
-            return
-        row = rows[damaged[0]]
-        raise ValueError(
-            f"The chat template drops or doubles the reasoning of {len(damaged):,} of {len(rows):,} rows of the {name} dataset: their "
-            f"completions are well formed ({self.format.name!r}), their tokens are not. Row {damaged[0]} ends in "
-            f"{self.tokenizer.decode(row['input_ids'])[-200:]!r}. {advise(self.chat_template or self.tokenizer.chat_template)} Or, "
-            "if the template opens the reasoning itself, leave the open tag out of the completions."
-        )
 
     def resume_settings(self) -> dict[str, Any]:
         """See `ResumableTrainer.resume_settings`; adds the stores by their content."""
