@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import unittest.mock
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 
 from tests.losses.cases import WEIGHTS, Case, cases, problem, relative_error, topk_targets
-from trl_reasoning_distill.losses import _rows
+from trl_reasoning_distill.losses import _head, _rows
 from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import (
     LinearReference,
@@ -142,6 +143,22 @@ def test_chunks_do_not_change_the_result(device):
         out, grads = problem(temperature=2.0, chunk_size=chunk_size).run(device=device)
         torch.testing.assert_close(out.loss, whole.loss)
         torch.testing.assert_close(grads, whole_grads)
+
+
+def test_one_tile_lives_at_a_time(device):
+    made: list[weakref.ref[torch.Tensor]] = []
+    logits_of = _head.Head.logits
+
+    def noting(head, hidden):
+        assert not any(tile() is not None for tile in made)
+        tile = logits_of(head, hidden)
+        made.append(weakref.ref(tile))
+        return tile
+
+    case = dataclasses.replace(problem(chunk_size=2), reference=None)
+    with unittest.mock.patch.object(_head.Head, "logits", noting):
+        case.run(device=device)
+    assert len(made) == 3
 
 
 def test_t_squared_scales_value_and_gradient(device):

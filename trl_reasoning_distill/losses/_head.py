@@ -97,15 +97,15 @@ def _run(
             tile = _CPU_SECOND_TILE if device == "cpu" else _ACCELERATOR_SECOND_TILE
         for first in range(0, len(logits), tile):
             part = slice(first, first + tile)
-            inputs = logits[part], hidden[rows][part], targets[rows][part]
-            values.append(_losses_and_gradient_(*inputs, student, settings, any(needs_grad)))
+            near = hidden[rows][part], targets[rows][part], student, settings, any(needs_grad)
+            values.append(_losses_and_gradient_(logits[part], *near))
         if grad_hidden is not None:
             torch.mm(logits, student.weight, out=grad_hidden[rows])
         if grad_weight is not None:
             grad_weight.add(logits, hidden[rows])
         if grad_bias is not None:
             grad_bias += logits.sum(0, dtype=grad_bias.dtype)
-        del logits
+        del logits  # before the next tile is made
     if not values:
         values.append(_no_tokens(hidden))
     return TokenValues(*(torch.cat(parts) for parts in zip(*values, strict=True))), [
