@@ -131,7 +131,7 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
                 self.packing or self.padding_free
             ),
             "`dataset_kwargs` with skip_prepare_dataset: the prompts to write from are found in preparation. Leave it out.": bool(
-                (self.dataset_kwargs or {}).get("skip_prepare_dataset")
+                isinstance(self.dataset_kwargs, dict) and self.dataset_kwargs.get("skip_prepare_dataset")
             ),
             "`assistant_only_loss`: here the last reply is what is learnt. Give it as `completion`, or last in `messages`.": (
                 self.assistant_only_loss
