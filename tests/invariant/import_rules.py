@@ -69,8 +69,6 @@ RULES = {
     "pipeline": Rule(internal=("scripts", "launch", "data", "shipped"), banned=HEAVY),
     "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped", "doctor.command"), banned=HEAVY),
 }
-EXCEPTIONS = {"trainer/callbacks.py": ("evaluation",)}
-"""Files that may import one room more."""
 
 
 def violations(package: Path) -> list[str]:
@@ -84,7 +82,7 @@ def violations(package: Path) -> list[str]:
         if room not in RULES:
             found.append(f"{relative}: the room {room!r} has no import rule")
             continue
-        allowed = (room, *RULES[room].internal, *EXCEPTIONS.get(relative.as_posix(), ()))
+        allowed = (room, *RULES[room].internal)
         for line, module, is_typing_only in _imports(path, package):
             if not _is_allowed(module, allowed, RULES[room], is_typing_only):
                 found.append(f"{relative}:{line} imports {module}")

@@ -180,7 +180,7 @@ def main(args: list[str] | None = None) -> None:
     [
         ("value", 1, "error: top_k is wrong\n"),
         ("extra", 1, "error: no matplotlib\n"),
-        ("stop", 130, "Stopped. Run the same command again"),
+        ("stop", 130, "Stopped by Ctrl-C; what was made is kept. Go on from here with: the same command again"),
     ],
 )
 def test_what_a_user_can_cause_is_one_line(
