@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trl_reasoning_distill.teacher.alignment import align_store
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
-    from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
+    from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
     from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
     from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
@@ -56,7 +56,7 @@ _HOMES = {
     "ReasoningSFTTrainer": "trainer.reasoning_sft",
     "TopKDistillConfig": "trainer.config",
     "TopKDistillTrainer": "trainer.topk_distill",
-    "TopKGKDConfig": "trainer.gkd_config",
+    "TopKGKDConfig": "trainer.gkd.config",
     "TopKGKDTrainer": "trainer.topk_gkd",
     "TopKStore": "teacher.store",
     "align_store": "teacher.alignment",

@@ -30,7 +30,7 @@ def train(
     from tests.distributed.train_worker import shim_fsdp_on_cpu
     from tests.trainer.tiny import make_dataset, make_tokenizer
     from trl_reasoning_distill.scripts.training import save_final_model
-    from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
+    from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
     from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
 
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -26,10 +26,10 @@ from trl_reasoning_distill.teacher.capture import CaptureConfig, capture
 from trl_reasoning_distill.teacher.context import TeacherContext, TeacherContextOptions, with_teacher_prompts
 from trl_reasoning_distill.teacher.readers import TransformersReader
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer import rollouts
 from trl_reasoning_distill.trainer.config import TopKDistillConfig
-from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
-from trl_reasoning_distill.trainer.teacher_loading import count_shared_ids
+from trl_reasoning_distill.trainer.gkd import rollouts
+from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
+from trl_reasoning_distill.trainer.gkd.teacher_loading import count_shared_ids
 from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
 

@@ -26,7 +26,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
     from trl import TrlParser
 
-    from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
+    from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
     from trl_reasoning_distill.trainer.student_config import StudentConfig
 
     types = (TrainingDataArguments, TopKGKDConfig, StudentConfig, AccuracyArguments)

@@ -217,7 +217,9 @@ def stage_main(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
             exit_with(error, 1)
         except KeyboardInterrupt as stop:
             command = os.environ.get(COMMAND_VARIABLE, "the same command again")
-            signal_name, code = (str(stop), stop.exit_code) if isinstance(stop, InterruptedBySignal) else ("Ctrl-C", 130)
+            signal_name, code = (
+                (str(stop), stop.exit_code) if isinstance(stop, InterruptedBySignal) else ("Ctrl-C", 130)
+            )
             exit_with(f"Stopped by {signal_name}; what was made is kept. Go on from here with: {command}", code)
 
     return guarded

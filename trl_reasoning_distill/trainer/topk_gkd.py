@@ -22,20 +22,8 @@ from transformers import AutoConfig
 
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference
 from trl_reasoning_distill.teacher.context import TeacherContext
-from trl_reasoning_distill.trainer.gkd_config import TopKGKDConfig
-from trl_reasoning_distill.trainer.gkd_rows import (
-    BATCH_PROMPTS,
-    ROW_COLUMNS,
-    TEACHER_COLUMNS,
-    TEACHER_TOKENS,
-    PromptAndCompletion,
-    PromptCollator,
-    PromptColumns,
-    unpad,
-)
-from trl_reasoning_distill.trainer.head import LossBatch
-from trl_reasoning_distill.trainer.kd_metrics import distillation_means, distillation_sums
-from trl_reasoning_distill.trainer.live_teacher import (
+from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
+from trl_reasoning_distill.trainer.gkd.live_teacher import (
     FormerSelf,
     LiveTeacher,
     ModelTeacher,
@@ -45,12 +33,31 @@ from trl_reasoning_distill.trainer.live_teacher import (
     TeacherBatch,
     context_length,
 )
+from trl_reasoning_distill.trainer.gkd.rollout_store import RolloutStore, make_rollout_store
+from trl_reasoning_distill.trainer.gkd.rollouts import (
+    Tally,
+    make_writer,
+    sample,
+    timed,
+    transformers_writer,
+    written_row,
+)
+from trl_reasoning_distill.trainer.gkd.rows import (
+    BATCH_PROMPTS,
+    ROW_COLUMNS,
+    TEACHER_COLUMNS,
+    TEACHER_TOKENS,
+    PromptAndCompletion,
+    PromptCollator,
+    PromptColumns,
+    unpad,
+)
+from trl_reasoning_distill.trainer.gkd.teacher_loading import count_shared_ids, load_teacher, load_teacher_tokenizer
+from trl_reasoning_distill.trainer.head import LossBatch
+from trl_reasoning_distill.trainer.kd_metrics import distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.reference import make_reference
-from trl_reasoning_distill.trainer.rollout_store import RolloutStore, make_rollout_store
-from trl_reasoning_distill.trainer.rollouts import Tally, make_writer, sample, timed, transformers_writer, written_row
 from trl_reasoning_distill.trainer.samples import show_samples
-from trl_reasoning_distill.trainer.teacher_loading import count_shared_ids, load_teacher, load_teacher_tokenizer
 from trl_reasoning_distill.trainer.trl_bridge import (
     BridgedGKDTrainer,
     LanguageHead,

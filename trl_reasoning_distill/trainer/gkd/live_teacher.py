@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher
 from trl_reasoning_distill.teacher.records import TopKLogProbs
-from trl_reasoning_distill.trainer.gkd_rows import is_supervised, unpad
+from trl_reasoning_distill.trainer.gkd.rows import is_supervised, unpad
+from trl_reasoning_distill.trainer.gkd.teacher_loading import place
 from trl_reasoning_distill.trainer.reference import Reference
-from trl_reasoning_distill.trainer.teacher_loading import place
 from trl_reasoning_distill.trainer.trl_bridge import LanguageHead, gathered_head, unwrap_model_for_generation
 
 Targets = LinearTeacher | TopKTargets
