@@ -1,6 +1,6 @@
 """The head's loss, forward and backward, beside what a user would pick instead.
 
-    python benchmarks/loss.py --output benchmarks/results/loss-cpu      # shapes of Qwen2.5-0.5B, minutes
+    python benchmarks/loss.py --dtype bfloat16 --output benchmarks/results/loss-bf16      # shapes of Qwen2.5-0.5B, minutes
     python benchmarks/loss.py --quick --json
 
 Every case starts from hidden states and a head that require gradients, and ends with the gradients of both.
