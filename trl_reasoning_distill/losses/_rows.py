@@ -127,7 +127,10 @@ def blocks(
 ) -> Iterator[tuple[slice, Float[Tensor, "rows vocab"], Float[Tensor, "rows vocab"]]]:
     """A few rows at a time: their slice, a copy of them, and a buffer of the same size; both are reused."""
     tokens, vocab = logits.shape
-    size = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _ACCELERATOR_BLOCK) // vocab)
+    threads = torch.get_num_threads()
+    # Each operation on several threads ends with a wait for the last, on a busy machine for a time slice: have fewer.
+    cpu_block = _CPU_BLOCK if threads == 1 else 2 * threads * _CPU_BLOCK
+    size = max(1, (cpu_block if logits.device.type == "cpu" else _ACCELERATOR_BLOCK) // vocab)
     copy, buffer = logits.new_empty(2, min(size, tokens), vocab, dtype=dtype)
     for start in range(0, tokens, size):
         rows = slice(start, min(start + size, tokens))
