@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.train_worker import train
 from tests.trainer import tiny
+from trl_reasoning_distill.trainer.checkpoints import MANIFEST
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]  # DeepSpeed compiles at its first start
 
@@ -65,6 +67,8 @@ LAUNCHES["FSDP-head"] = {
         "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer,Linear",
     },
 }
+# What accelerate calls the launch once it runs, on processes without a GPU
+EXPECTED = {"DDP": "MULTI_CPU", "ZERO2": "DEEPSPEED", "ZERO3": "DEEPSPEED", "FSDP": "FSDP", "FSDP-head": "FSDP"}
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +117,10 @@ def launch(config: dict[str, Any], tmp_path: Path, *arguments: object, script: s
 
 def compare(kind: str, model: Path, store: Path, tmp_path: Path, **options: Any) -> None:
     one = train(str(model), str(store), tmp_path / "one", **options)
-    # What accelerate calls the launch once it runs, on processes without a GPU
-    expect = {"DDP": "MULTI_CPU", "ZERO2": "DEEPSPEED", "ZERO3": "DEEPSPEED"}.get(kind, "FSDP")
-    words = [f"expect={expect}", *(f"{name}={json.dumps(value)}" for name, value in options.items())]
+    words = [f"expect={EXPECTED[kind]}", *(f"{name}={json.dumps(value)}" for name, value in options.items())]
     two = launch(LAUNCHES[kind], tmp_path, model, store, tmp_path / "two", *words)
     for name in ("loss", "grad_norm", "sft_loss", "kd_loss", "kl_loss", "kl_coef", "teacher_mass", "top1_agreement"):
-        assert two[name] == pytest.approx(one[name], rel=2e-5), name
+        assert two[name] == pytest.approx(one[name], rel=1e-6, abs=1e-6), name
     assert two["num_tokens"] == one["num_tokens"]
     assert two["supervised_tokens"] == one["supervised_tokens"]
     file = "adapter_model.safetensors" if options.get("lora") else "model.safetensors"
@@ -128,7 +130,7 @@ def compare(kind: str, model: Path, store: Path, tmp_path: Path, **options: Any)
     assert first.keys() == second.keys()
     for name, weight in first.items():
         torch.testing.assert_close(
-            second[name], weight, rtol=0, atol=5e-6, msg=lambda text, name=name: f"{name}: {text}"
+            second[name], weight, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
     assert not list((tmp_path / "two").glob(".final_model*")), "nothing half-written is left"
 
@@ -165,6 +167,26 @@ def test_frozen_copy_is_sharded(material: tuple[Path, Path, Path], tmp_path: Pat
 def test_lora_with_checkpointing_and_reference(material: tuple[Path, Path, Path], tmp_path: Path, kind: str) -> None:
     student, _, store = material
     compare(kind, student, store, tmp_path, lora=True, gradient_checkpointing=True, use_kl_regularization=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["DDP", "ZERO2", "ZERO3", "FSDP"])
+def test_resume_is_bitwise(material: tuple[Path, Path, Path], tmp_path: Path, kind: str) -> None:
+    """Also from the checkpoint before, when the newest lost its manifest, as a kill leaves it."""
+    student, _, store = material
+    options = {"save_strategy": "steps", "save_steps": 1, "use_kl_regularization": True, "kl_target": 0.01}
+    words = [f"expect={EXPECTED[kind]}", *(f"{name}={json.dumps(value)}" for name, value in options.items())]
+    whole = launch(LAUNCHES[kind], tmp_path, student, store, tmp_path / "run", *words)
+    weights = load_file(tmp_path / "run" / "final_model" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    (tmp_path / "run" / "checkpoint-2" / MANIFEST).unlink()
+    resumed = launch(LAUNCHES[kind], tmp_path, student, store, tmp_path / "run", *words)
+    for name, weight in load_file(tmp_path / "run" / "final_model" / "model.safetensors").items():
+        assert weight.equal(weights[name]), name
+    assert resumed == whole
+    other = "ZERO2" if kind == "DDP" else "DDP"
+    with pytest.raises(AssertionError, match="distributed type was"):
+        launch(LAUNCHES[other], tmp_path, student, store, tmp_path / "run", f"expect={EXPECTED[other]}", *words[1:])
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def train(
     trainer = TopKDistillTrainer(model, config, processing_class=make_tokenizer(), peft_config=peft_config)
     found = trainer.accelerator.distributed_type.value
     assert (found, trainer.accelerator.num_processes) == (expect, world), (found, trainer.accelerator.num_processes)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=trainer.find_checkpoint(True, required=False).path)
     if expect == "FSDP":
         check_sharded(trainer.model)
     if zero_stage(trainer) == 3 or expect == "FSDP":
