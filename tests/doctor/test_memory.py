@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ from trl_reasoning_distill.doctor.memory import (
     ModelShape,
     Sharding,
     TrainingShape,
-    activation_bytes,
     adapter_parameters,
     inference_memory,
     model_shape,
+    saved_bytes,
     training_memory,
 )
 
@@ -92,13 +93,13 @@ def test_activations_are_what_autograd_keeps_of_a_real_model(layers: int, comput
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del hidden
     shape = TrainingShape(batch=2, length=48, compute_bytes=compute_bytes, checkpointing=False)
-    assert activation_bytes(config, shape) == pytest.approx(real, rel=0.02)
+    assert saved_bytes(config, shape)[0] == pytest.approx(real, rel=0.02)
 
 
 def test_checkpointing_keeps_one_input_per_layer() -> None:
     shallow, deep = make_config(layers=4), make_config(layers=20)
     shape = TrainingShape(batch=2, length=64, compute_bytes=4, checkpointing=True)
-    grown = activation_bytes(deep, shape) - activation_bytes(shallow, shape)
+    grown = saved_bytes(deep, shape)[0] - saved_bytes(shallow, shape)[0]
     assert grown == pytest.approx(16 * 2 * 64 * 32 * 4, rel=0.05), "16 layers more: their inputs in float32"
 
 
@@ -138,7 +139,5 @@ def test_the_prediction_meets_a_real_training_of_a_middling_model() -> None:
     command = [sys.executable, str(REPOSITORY / "benchmarks/doctor.py"), "--json", "--cases", "full, float32"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    import json
-
     (case,) = json.loads(result.stdout.splitlines()[-1])["predicted_over_measured"].values()
-    assert case["ratio"] == pytest.approx(1.0, abs=0.25)
+    assert case["ratio"] == pytest.approx(0.9, abs=0.2), "resident memory is a little more than the tensors"

@@ -43,6 +43,7 @@ def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest
             "eval_share": 0.1,
             "eval_steps": 1,
             "save_steps": 1,
+            "logging_steps": 1,
         },
         "evaluate": {
             "models": {"base": student, "sft": "runs/openthoughts_think/sft/final_model"},

@@ -214,18 +214,24 @@ def _saved_bytes(
     return sum(kept.values())
 
 
-def activation_bytes(config: PretrainedConfig, shape: TrainingShape) -> int:
-    """The most that activations hold at a time, from models of one and of two layers."""
+def saved_bytes(config: PretrainedConfig, shape: TrainingShape) -> tuple[int, int]:
+    """What autograd keeps between forward and backward, and what of it belongs to one layer; from models of one and of two layers."""
     text = config.get_text_config()
     plain = copy.deepcopy(text)
     arguments = (shape.batch, shape.length, shape.compute_bytes)
     one, two = (_saved_bytes(plain.to_json_string(use_diff=False), n, *arguments, False) for n in (1, 2))
     per_layer, layers = two - one, text.num_hidden_layers
     if not shape.checkpointing:
-        return one + (layers - 1) * per_layer
+        return one + (layers - 1) * per_layer, per_layer
     one_kept, two_kept = (_saved_bytes(plain.to_json_string(use_diff=False), n, *arguments, True) for n in (1, 2))
-    # what each layer keeps of its input, and one layer that is computed again, with its gradients
-    return one_kept + (layers - 1) * (two_kept - one_kept) + int(1.5 * per_layer)
+    return one_kept + (layers - 1) * (two_kept - one_kept), per_layer
+
+
+def activation_bytes(config: PretrainedConfig, shape: TrainingShape) -> int:
+    """The most that activations and their gradients hold at a time."""
+    kept, per_layer = saved_bytes(config, shape)
+    gradients = per_layer // 2  # of the activations of the layer that the backward pass is in
+    return kept + gradients + (per_layer if shape.checkpointing else 0)
 
 
 def loss_bytes(model: ModelShape, shape: TrainingShape, *, cuda: bool) -> int:
