@@ -40,11 +40,7 @@ def main(args: list[str] | None = None) -> None:
 
     from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
 
-    rows = data.load()
-    if rows is None:
-        raise ValueError(
-            "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
-        )
+    rows = data.load_required()
     teacher = config.teacher_model_name_or_path
     is_loaded = teacher is not None and config.teacher_server_url is None
     inputs = {"teacher_model_name_or_path": teacher} if is_loaded else {}

@@ -39,11 +39,7 @@ def main(args: list[str] | None = None) -> None:
 
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 
-    rows = data.load()
-    if rows is None:
-        raise ValueError(
-            "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
-        )
+    rows = data.load_required()
     run_training("sft", ReasoningSFTTrainer, data, config, model, rows=rows, accuracy=accuracy, inputs={})
 
 

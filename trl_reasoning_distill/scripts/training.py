@@ -94,6 +94,19 @@ class TrainingDataArguments(TrainingStageArguments):
             print(line, flush=True)
         return rows
 
+    def load_required(self) -> Dataset:
+        """The rows, of a training that has no other source of them.
+
+        Raises:
+            ValueError: If neither a path nor a name is given.
+        """
+        rows = self.load()
+        if rows is None:
+            raise ValueError(
+                "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
+            )
+        return rows
+
     def split(self, rows: Dataset, form: ReasoningFormat, seed: int) -> tuple[Dataset, Dataset | None]:
         """The rows to train on and those for evaluation, if any."""
         rows = self.shape(rows, form, seed)

@@ -110,15 +110,15 @@ class ReasoningSFTConfig(SFTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         ReasoningFormat.preset(self.reasoning_format)  # raises with the list of presets
-        _check_choice("overlong", self.overlong, ("drop", "truncate"))
-        _check_choice("kl_direction", self.kl_direction, ("reverse", "forward"))
+        check_choice("overlong", self.overlong, ("drop", "truncate"))
+        check_choice("kl_direction", self.kl_direction, ("reverse", "forward"))
         for name in ("think_weight", "answer_weight", "kl_coef"):
-            _check_number(name, getattr(self, name), minimum=0.0)
-        _check_bool("use_kl_regularization", self.use_kl_regularization)
-        _check_bool("allow_changed_resume", self.allow_changed_resume)
+            check_number(name, getattr(self, name), minimum=0.0)
+        check_bool("use_kl_regularization", self.use_kl_regularization)
+        check_bool("allow_changed_resume", self.allow_changed_resume)
         self._check_reference()
-        _check_bool("add_think_tokens", self.add_think_tokens)
-        _check_number("preview_examples", self.preview_examples, minimum=0, kind=int)
+        check_bool("add_think_tokens", self.add_think_tokens)
+        check_number("preview_examples", self.preview_examples, minimum=0, kind=int)
         self._check_early_stopping()
         if self.label_smoothing_factor:
             raise ValueError(
@@ -129,7 +129,7 @@ class ReasoningSFTConfig(SFTConfig):
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience is None:
             return
-        _check_number("early_stopping_patience", self.early_stopping_patience, minimum=1, kind=int)
+        check_number("early_stopping_patience", self.early_stopping_patience, minimum=1, kind=int)
         if self.eval_strategy == "no" or not self.metric_for_best_model:
             raise ValueError(
                 f"`early_stopping_patience={self.early_stopping_patience}` with eval_strategy={IntervalStrategy(self.eval_strategy).value!r} and "
@@ -144,8 +144,8 @@ class ReasoningSFTConfig(SFTConfig):
                     f"`{name}={getattr(self, name)!r}` without the KL term: set use_kl_regularization: true, or leave it out."
                 )
         if self.kl_target is not None:
-            _check_number("kl_target", self.kl_target, above=0.0)
-            _check_number("kl_coef", self.kl_coef, above=0.0)  # what is multiplied would stay zero
+            check_number("kl_target", self.kl_target, above=0.0)
+            check_number("kl_coef", self.kl_coef, above=0.0)  # what is multiplied would stay zero
         if self.reference_logits is not None:
             if not isinstance(self.reference_logits, (str, Path)):
                 raise ValueError(f"`reference_logits={self.reference_logits!r}`: must be the path of a Top-K store.")
@@ -238,17 +238,17 @@ class TopKDistillConfig(ReasoningSFTConfig):
                 f"`teacher_logits={self.teacher_logits!r}`: must be the path of a Top-K store. Run `trl-distill capture` with the teacher first."
             )
         self.teacher_logits = str(self.teacher_logits)
-        _check_number("top_k", self.top_k, minimum=1, kind=int)
-        _check_number("kd_temperature", self.kd_temperature, above=0.0)
-        _check_number("kd_weight", self.kd_weight, minimum=0.0)
-        _check_number("kd_warmup_ratio", self.kd_warmup_ratio, minimum=0.0, maximum=1.0)
+        check_number("top_k", self.top_k, minimum=1, kind=int)
+        check_number("kd_temperature", self.kd_temperature, above=0.0)
+        check_number("kd_weight", self.kd_weight, minimum=0.0)
+        check_number("kd_warmup_ratio", self.kd_warmup_ratio, minimum=0.0, maximum=1.0)
         if self.kd_warmup_steps is not None:
-            _check_number("kd_warmup_steps", self.kd_warmup_steps, minimum=0, kind=int)
-        _check_choice("kd_divergence", self.kd_divergence, ("forward_kl", "reverse_kl", "jsd"))
-        _check_choice("kd_support", self.kd_support, ("tail", "renormalized"))
-        _check_number("kd_beta", self.kd_beta, above=0.0, below=1.0)
-        _check_number("kd_top_p", self.kd_top_p, above=0.0, maximum=1.0)
-        _check_bool("kd_scale_by_t2", self.kd_scale_by_t2)
+            check_number("kd_warmup_steps", self.kd_warmup_steps, minimum=0, kind=int)
+        check_choice("kd_divergence", self.kd_divergence, ("forward_kl", "reverse_kl", "jsd"))
+        check_choice("kd_support", self.kd_support, ("tail", "renormalized"))
+        check_number("kd_beta", self.kd_beta, above=0.0, below=1.0)
+        check_number("kd_top_p", self.kd_top_p, above=0.0, maximum=1.0)
+        check_bool("kd_scale_by_t2", self.kd_scale_by_t2)
         if self.kd_support == "renormalized" and self.kd_divergence != "forward_kl":
             raise ValueError(
                 f"`kd_support='renormalized'` with `kd_divergence={self.kd_divergence!r}`: without the tail bucket this divergence does not see the "
@@ -257,17 +257,17 @@ class TopKDistillConfig(ReasoningSFTConfig):
         self._check_whole_rows()
 
 
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"`{name}={value!r}`: must be one of {', '.join(repr(choice) for choice in allowed)}.")
 
 
-def _check_bool(name: str, value: Any) -> None:
+def check_bool(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"`{name}={value!r}`: must be true or false, found {type(value).__name__}.")
 
 
-def _check_number(
+def check_number(
     name: str,
     value: Any,
     *,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
-from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, _check_bool, _check_choice, _check_number
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, check_bool, check_choice, check_number
 from trl_reasoning_distill.trainer.trl_bridge import GKDConfig
 
 
@@ -107,22 +107,22 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
         super().__post_init__()
         self.check_context()
         if self.top_k is not None:
-            _check_number("top_k", self.top_k, minimum=1, kind=int)
-        _check_number("temperature", self.temperature, minimum=0.0)
-        _check_number("kd_temperature", self.kd_temperature, above=0.0)
+            check_number("top_k", self.top_k, minimum=1, kind=int)
+        check_number("temperature", self.temperature, minimum=0.0)
+        check_number("kd_temperature", self.kd_temperature, above=0.0)
         for name in ("kd_weight", "sft_weight"):
-            _check_number(name, getattr(self, name), minimum=0.0)
+            check_number(name, getattr(self, name), minimum=0.0)
         for name in ("max_new_tokens", "num_completions_to_print", "refresh_top_k", "vllm_tensor_parallel_size"):
-            _check_number(name, getattr(self, name), minimum=1, kind=int)
-        _check_number("vllm_gpu_memory_utilization", self.vllm_gpu_memory_utilization, above=0.0, maximum=1.0)
+            check_number(name, getattr(self, name), minimum=1, kind=int)
+        check_number("vllm_gpu_memory_utilization", self.vllm_gpu_memory_utilization, above=0.0, maximum=1.0)
         for name in ("lmbda", "beta"):
-            _check_number(name, getattr(self, name), minimum=0.0, maximum=1.0)
-        _check_choice("truncated_rollouts", self.truncated_rollouts, ("keep", "drop"))
+            check_number(name, getattr(self, name), minimum=0.0, maximum=1.0)
+        check_choice("truncated_rollouts", self.truncated_rollouts, ("keep", "drop"))
         if self.teacher_quantization is not None:
-            _check_choice("teacher_quantization", self.teacher_quantization, ("4bit", "8bit"))
-        _check_choice("vllm_mode", self.vllm_mode, ("colocate", "server"))
+            check_choice("teacher_quantization", self.teacher_quantization, ("4bit", "8bit"))
+        check_choice("vllm_mode", self.vllm_mode, ("colocate", "server"))
         for name in ("kd_scale_by_t2", "seq_kd", "use_vllm", "log_completions", "ds3_gather_for_generation"):
-            _check_bool(name, getattr(self, name))
+            check_bool(name, getattr(self, name))
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:

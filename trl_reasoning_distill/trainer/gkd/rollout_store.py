@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, chat_template_fingerprint, tokenizer_fingerprint
-from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher
 from trl_reasoning_distill.losses.topk import exact_top_k
@@ -173,7 +172,7 @@ def records_of(
         kept = targets[asked.nonzero()[:, 0]]
         ids, log_probs = kept.ids[:, :top_k].cpu(), kept.log_probs[:, :top_k].float().cpu()
         return TopKLogProbs(ids.int().numpy(), log_probs.numpy(), np.zeros((len(ids), 1), np.float32), (1.0,))
-    head = Head(targets.weight, targets.bias, targets.logit_scale, targets.logit_softcap)
+    head = targets.head
     shared = targets.vocab_size or len(targets.weight)
     head = head.first(shared, targets.hidden.dtype)
     parts = [TopKLogProbs.empty(top_k, temperatures)]
