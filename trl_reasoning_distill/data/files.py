@@ -49,7 +49,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: nothing half written stays behind, and the error goes on to whoever asked
         Path(temporary).unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)

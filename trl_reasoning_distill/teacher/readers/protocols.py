@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ class OtherTokensError(UnusableAnswerError):
     """An answer about other tokens than were sent, or about other positions."""
 
 
-class Protocol:
+class Protocol(ABC):
     """How to ask for log-probabilities of a prompt, and how to understand the answer.
 
     Attributes:
@@ -26,17 +27,17 @@ class Protocol:
 
     name: ClassVar[str]
 
+    @abstractmethod
     def body(self, top_k: int) -> dict[str, Any]:
         """What goes into the request beside prompt and model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def candidates(self, choice: dict[str, Any], row: Sequence[int], positions: Sequence[int]) -> Iterator[Candidates]:
         """What the server expected at each position t ≥ 1 of the row.
 
         Raises:
             UnusableAnswerError: If that is not in the answer; an `OtherTokensError` if it is about other tokens than the row's.
         """
-        raise NotImplementedError
 
 
 class PromptLogProbs(Protocol):

@@ -206,8 +206,10 @@ class ServerTeacher:
         yield TopKTargets(reading.ids.to(device), reading.log_probs.to(device))
 
     def writer(self) -> contextlib.AbstractContextManager[Any]:
-        """See `LiveTeacher.writer`; refused where the configuration is checked."""
-        raise NotImplementedError
+        """See `LiveTeacher.writer`; the configuration refuses it too, but a subclass may come here by another way."""
+        raise ValueError(
+            "A teacher behind a server does not write here: let the `generate` stage write its completions with `engine: openai`."
+        )
 
 
 def linear_teacher(hidden: Tensor, head: LanguageHead, support: Support) -> LinearTeacher:
