@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,13 +23,39 @@ class ShowText(TrainerCallback):
             tqdm.write(self.text)  # does not break a progress bar in two
 
 
-class TokenCount(TrainerCallback, ExportableState):
-    """Tokens trained on, kept in `trainer_state.json`, so that a resumed run counts on from its checkpoint.
+class SavedNumbers(TrainerCallback, ExportableState):
+    """Numbers that go into `trainer_state.json` with each checkpoint, and come back when training resumes from one.
+
+    Attributes:
+        saved: Names of the attributes that hold them.
+    """
+
+    saved: ClassVar[tuple[str, ...]] = ()
+
+    def state(self) -> dict[str, Any]:
+        """What `Trainer` saves with a checkpoint."""
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in self.saved}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take over the checkpoint's numbers, where training resumes from one."""
+        callbacks: Any = state.stateful_callbacks
+        own = callbacks.get(type(self).__name__) if isinstance(callbacks, dict) else None
+        if isinstance(own, dict):  # a list where there are two of a kind
+            for name in self.saved:
+                setattr(self, name, own["attributes"][name])
+
+
+class TokenCount(SavedNumbers):
+    """Tokens trained on; a resumed run counts on from its checkpoint.
 
     Attributes:
         tokens: Tokens that went through the model, padding left out.
         supervised_tokens: Tokens that had a label.
     """
+
+    saved = ("tokens", "supervised_tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -39,17 +65,3 @@ class TokenCount(TrainerCallback, ExportableState):
         """Count one micro-batch, of all ranks."""
         self.tokens += tokens
         self.supervised_tokens += supervised_tokens
-
-    def state(self) -> dict[str, Any]:
-        """What `Trainer` saves with a checkpoint."""
-        return {"args": {}, "attributes": {"tokens": self.tokens, "supervised_tokens": self.supervised_tokens}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take over the counts of the checkpoint, where training resumes from one."""
-        saved: Any = state.stateful_callbacks
-        saved = saved.get(type(self).__name__) if isinstance(saved, dict) else None
-        if isinstance(saved, dict):
-            self.tokens = saved["attributes"]["tokens"]
-            self.supervised_tokens = saved["attributes"]["supervised_tokens"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from trl_reasoning_distill.trainer.callbacks import SavedNumbers
 
 GAIN = 0.1
 LARGEST_ERROR = 0.2
 
 
-class KLController(TrainerCallback, ExportableState):
+class KLController(SavedNumbers):
     """Raises the coefficient while the measured KL is above its target, and lowers it while it is below.
 
     After each optimizer step, with `error = clip(KL / target − 1, ±0.2)`: `coefficient ← coefficient · (1 + 0.1 · error)`, so at most
@@ -29,6 +30,8 @@ class KLController(TrainerCallback, ExportableState):
     Source: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2.
     """
 
+    saved = ("coefficient",)
+
     def __init__(self, coefficient: float, target: float) -> None:
         self.coefficient, self.target = coefficient, target
         self._kl = self._tokens = 0.0
@@ -37,19 +40,6 @@ class KLController(TrainerCallback, ExportableState):
         """Count one micro-batch: the sum of its KL over all ranks, in nats, and its tokens with a reference."""
         self._kl += kl
         self._tokens += tokens
-
-    def state(self) -> dict[str, Any]:
-        """What `Trainer` saves with a checkpoint."""
-        return {"args": {}, "attributes": {"coefficient": self.coefficient}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take over the checkpoint's coefficient, where training resumes from one."""
-        saved: Any = state.stateful_callbacks
-        saved = saved.get(type(self).__name__) if isinstance(saved, dict) else None
-        if isinstance(saved, dict):
-            self.coefficient = saved["attributes"]["coefficient"]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Adapt to the step that has just ended."""
