@@ -39,7 +39,7 @@ LIVE_TEACHER = (
 )  # asked in the training step
 
 RULES = {
-    "data": Rule(internal=("extras",), banned=HEAVY),
+    "data": Rule(internal=("extras", "terminal"), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
     "teacher": Rule(internal=("data", "verification", "losses.topk", "extras"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
@@ -55,13 +55,26 @@ RULES = {
             "interruption",
         )
     ),
-    "evaluation": Rule(internal=("verification", "data", "teacher.engines", "teacher.processes", "extras"), banned=TRL),
+    "evaluation": Rule(
+        internal=("verification", "data", "teacher.engines", "teacher.processes", "extras", "terminal"), banned=TRL
+    ),
     "scripts": Rule(
-        internal=("data", "verification", "teacher", "losses", "trainer", "evaluation", "extras", "interruption")
+        internal=(
+            "data",
+            "verification",
+            "teacher",
+            "losses",
+            "trainer",
+            "evaluation",
+            "extras",
+            "interruption",
+            "terminal",
+        )
     ),
     "interruption": Rule(internal=(), only=frozenset()),
     "extras": Rule(internal=(), only=frozenset()),
-    "doctor": Rule(internal=("scripts", "pipeline", "data", "teacher.vocabulary", "losses"), banned=TRL),
+    "terminal": Rule(internal=(), only=frozenset()),
+    "doctor": Rule(internal=("scripts", "pipeline", "data", "teacher.vocabulary", "losses", "terminal"), banned=TRL),
     "shipped": Rule(internal=(), only=frozenset({"yaml"})),
     "launch": Rule(
         internal=("scripts", "shipped", "interruption"), banned=HEAVY - {"torch"}

@@ -7,33 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.trainer import tiny
-from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
-from trl_reasoning_distill.trainer.preview import describe_examples
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-
-THINK = ReasoningFormat.preset("think")
-
-
-def test_supervised_tokens_are_marked_and_read_back(tokenizer: Any) -> None:
-    row = vars(tokenize_example(tokenizer, tiny.make_rows(3)[2]))
-    supervised = sum(label != -100 for label in row["labels"])
-    assert describe_examples([row], tokenizer, THINK) == (
-        f"--- example 1: {len(row['labels'])} tokens, {supervised} supervised ⟦…⟧\n"
-        "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n⟦<think>\nso so 2+3\n</think>\n\n5<|im_end|>\n⟧\n"
-        "--- reads back as a reasoning of 3 words and the answer '5'; well formed (think)"
-    )
-
-
-def test_long_texts_show_their_ends(tokenizer: Any) -> None:
-    row = {**tiny.make_rows(1)[0]}
-    row["completion"] = [{"role": "assistant", "content": THINK.render("x" * 5000, "7")}]
-    text = describe_examples([vars(tokenize_example(tokenizer, row))], tokenizer, THINK)
-    assert len(text) < 1200
-    assert "characters…]" in text
-    assert "the answer '7'" in text
 
 
 def test_three_examples_are_shown_when_training_starts(

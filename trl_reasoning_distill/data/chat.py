@@ -53,6 +53,21 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options
     return _replace_stand_ins(tokenizer, encoded, text, originals)
 
 
+def render_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+    """The text a conversation becomes, up to where the model begins to write; without a chat template its messages, one after the other."""
+    if not tokenizer.chat_template:
+        return "\n\n".join(message["content"] for message in messages) + "\n"
+    text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **options)
+    return text
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> list[int]:
+    """The ids of `render_prompt`, safe from what users wrote."""
+    if not tokenizer.chat_template:
+        return list(tokenizer(render_prompt(tokenizer, messages))["input_ids"])
+    return encode_chat(tokenizer, messages, add_generation_prompt=True, **options)["input_ids"]
+
+
 def holds_added_token(tokenizer: Any, text: str) -> bool:
     """Whether a text holds the writing of a token that was added to the vocabulary, such as `<|im_end|>`."""
     pattern = _added_tokens(tokenizer)

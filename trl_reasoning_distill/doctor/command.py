@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from trl_reasoning_distill.doctor.hazards import check_disk, check_recipe, check
 from trl_reasoning_distill.doctor.memory import GIB, Sharding
 from trl_reasoning_distill.doctor.plan import StagePlan, cheapest, count_rows, plan_stage
 from trl_reasoning_distill.pipeline import RUNS, RecipeStage, check_options, read_recipe
+from trl_reasoning_distill.terminal import takes_colour
 
 RED_EXIT, YELLOW_EXIT = 1, 3
 
@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps(_as_json(plans, findings), indent=1))
     else:
-        print(render(stages, plans, findings, sharding, card, colour=sys.stdout.isatty()))
+        print(render(stages, plans, findings, sharding, card, colour=takes_colour()))
     levels = {finding.level for finding in findings}
     if "red" in levels:
         raise SystemExit(RED_EXIT)

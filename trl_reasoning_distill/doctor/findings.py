@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trl_reasoning_distill.terminal import GREEN, RED, YELLOW, paint
+
 Level = Literal["red", "yellow", "green"]
-_COLOURS = {"red": "\033[31m", "yellow": "\033[33m", "green": "\033[32m"}
+_STYLES = {"red": RED, "yellow": YELLOW, "green": GREEN}
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,4 @@ class Finding:
 
     def line(self, *, colour: bool) -> str:
         """One line for a terminal."""
-        word = f"{self.level:<6}"
-        return (
-            f"{_COLOURS[self.level]}{word}\033[0m {self.stage}: {self.message}"
-            if colour
-            else f"{word} {self.stage}: {self.message}"
-        )
+        return f"{paint(f'{self.level:<6}', _STYLES[self.level], colour)} {self.stage}: {self.message}"

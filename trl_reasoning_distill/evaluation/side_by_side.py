@@ -7,7 +7,6 @@ control characters, which could move the cursor or rename the window, are replac
 from __future__ import annotations
 
 import dataclasses
-import re
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Verdict
 from trl_reasoning_distill.teacher.engines import GenerationOutput
+from trl_reasoning_distill.terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
 from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answer
 
 MIN_COLUMN = 34  # narrower columns than this stand below each other
 _GAP = " │ "
-_STYLES = {"dim": "2", "bold": "1", "correct": "32", "incorrect": "31", "undecided": "33", "head": "1;4"}
+_STYLES = {"dim": DIM, "bold": BOLD, "head": f"{BOLD};4", "correct": GREEN, "incorrect": RED, "undecided": YELLOW}
 _MARKS = {"correct": "✓", "incorrect": "✗", "undecided": "?"}
 
 
@@ -54,9 +54,9 @@ def make_reply(name: str, output: GenerationOutput, response_format: ReasoningFo
     cut = ", cut at the token limit" if output.finish_reason == "length" else ""
     return Reply(
         name=name,
-        reasoning=_printable(reasoning),
-        text=_printable(text),
-        answer=_printable(extract_answer(output.text).answer or "") or None,
+        reasoning=printable(reasoning),
+        text=printable(text),
+        answer=printable(extract_answer(output.text).answer or "") or None,
         verdict=verify_answer(output.text, gold) if gold is not None else None,
         note=f"{output.num_tokens} tokens, {output.seconds:.1f} s{cut}",
     )
@@ -66,15 +66,20 @@ def render(replies: Sequence[Reply], *, width: int, color: bool) -> str:
     """The replies as text of at most `width` columns; with escape codes if `color`."""
     column = (width - len(_GAP) * (len(replies) - 1)) // len(replies)
     if column < MIN_COLUMN or len(replies) == 1:
-        blocks = ["\n".join(_paint(line, style, color) for line, style in _lines(reply, width)) for reply in replies]
+        blocks = [
+            "\n".join(paint(line, _STYLES.get(style, ""), color) for line, style in _lines(reply, width))
+            for reply in replies
+        ]
         return "\n\n".join(blocks)
     columns = [list(_lines(reply, column)) for reply in replies]
     height = max(map(len, columns))
-    gap = _paint(_GAP, "dim", color)
+    gap = paint(_GAP, DIM, color)
     rows = []
     for index in range(height):
         cells = [each[index] if index < len(each) else ("", "") for each in columns]
-        painted = (_paint(text, style, color) + " " * (column - _columns(text)) for text, style in cells)
+        painted = (
+            paint(text, _STYLES.get(style, ""), color) + " " * (column - _columns(text)) for text, style in cells
+        )
         rows.append(gap.join(painted).rstrip())
     return "\n".join(rows)
 
@@ -93,7 +98,7 @@ def _lines(reply: Reply, width: int) -> Iterator[tuple[str, str]]:
             f"{_MARKS[reply.verdict.status]} {reply.verdict.status}: {reply.verdict.reason}",
             reply.verdict.status,
         )
-    for line in _wrap(_printable(told), width):
+    for line in _wrap(printable(told), width):
         yield line, style
     for line in _wrap(reply.note, width):
         yield line, "dim"
@@ -122,18 +127,4 @@ def _columns(text: str) -> int:
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
-    )
-
-
-def _paint(text: str, style: str, color: bool) -> str:
-    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if color and style and text else text
-
-
-def _printable(text: str) -> str:
-    """A text without what a terminal would obey."""
-    text = text.replace("\r\n", "\n").expandtabs(4)
-    return re.sub(
-        r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
-        "\N{REPLACEMENT CHARACTER}",
-        text,
     )

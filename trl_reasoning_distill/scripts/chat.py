@@ -87,9 +87,10 @@ def main(args: list[str] | None = None) -> None:
         return
 
     from trl_reasoning_distill.evaluation.side_by_side import render
+    from trl_reasoning_distill.terminal import takes_colour
 
     is_terminal = sys.stdout.isatty()
-    color = options.color == "always" or (options.color == "auto" and is_terminal)
+    color = options.color == "always" or (options.color == "auto" and takes_colour())
     width = shutil.get_terminal_size((80, 24)).columns if is_terminal else 80
     engines = {role: spec.load(engine) for role, spec in options.models().items()}
     response_format, settings = prompt.make_format(), sampling.make_sampling()

@@ -19,6 +19,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import EarlyStoppingCallback
 
+from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.losses.divergence import TopKTargets
@@ -39,7 +40,6 @@ from trl_reasoning_distill.trainer.preparation import (
     pack_rows,
     select_rows,
 )
-from trl_reasoning_distill.trainer.preview import describe_examples
 from trl_reasoning_distill.trainer.reference import Reference, make_reference
 from trl_reasoning_distill.trainer.student import prepare_student
 from trl_reasoning_distill.trainer.targets import StoredTargets

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from trl_reasoning_distill.data.chat import encode_chat, holds_added_token
+from trl_reasoning_distill.data.chat import encode_prompt, holds_added_token, render_prompt
 from trl_reasoning_distill.data.schema import FinishReason
 from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.teacher.engines.base import (
@@ -182,12 +182,7 @@ class TransformersEngine:
 
     def render_prompt(self, messages: list[dict[str, str]]) -> str:
         """The text a conversation becomes, up to where the model begins to write."""
-        if not self.tokenizer.chat_template:
-            return "\n\n".join(message["content"] for message in messages) + "\n"
-        text: str = self.tokenizer.apply_chat_template(  # type: ignore[assignment]
-            messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
-        )
-        return text
+        return render_prompt(self.tokenizer, messages, **self.chat_template_kwargs)
 
     def _encode(self, requests: Sequence[GenerationRequest], sampling: SamplingConfig) -> list[_Prompt]:
         """Tokenize prompts and sort them, longest first."""
@@ -195,10 +190,9 @@ class TransformersEngine:
         # A chat template writes its own special tokens; plain text still needs the tokenizer's (a BOS, for most).
         encoded = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
         if self.tokenizer.chat_template:
-            options = {"add_generation_prompt": True, **self.chat_template_kwargs}
             for index, request in enumerate(requests):
                 if any(holds_added_token(self.tokenizer, message["content"]) for message in request.messages):
-                    encoded[index] = encode_chat(self.tokenizer, request.messages, **options)["input_ids"]
+                    encoded[index] = encode_prompt(self.tokenizer, request.messages, **self.chat_template_kwargs)
         prompts = []
         for request, text, ids in zip(requests, texts, encoded, strict=True):
             room = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
