@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.losses.reference import dense_divergence, sparse_divergence, support_of
-from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
+from trl_reasoning_distill.losses.divergence import DIVERGENCES, TopKTargets, topk_divergence
+from trl_reasoning_distill.losses.fused import LinearTeacher, fused_linear_distillation_loss
 
 KINDS = [
     ("forward_kl", 0.5, "tail"),
@@ -181,3 +182,23 @@ def test_unequal_shapes_are_refused():
         TopKTargets(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 1))
     with pytest.raises(ValueError, match="integer `ids`"):
         TopKTargets(torch.zeros(1, 1), torch.zeros(1, 1))
+
+
+def test_a_line_in_the_table_is_all_that_a_new_divergence_needs(monkeypatch):
+    def total_variation(student, teacher, beta):
+        return (student.exp() - teacher.exp()).abs() / 2
+
+    monkeypatch.setitem(DIVERGENCES, "total_variation", total_variation)
+    student, teacher = torch.tensor([[0.5, 0.1]]), torch.tensor([[0.2, 0.3]])
+    value = topk_divergence(student.log(), teacher.log(), divergence="total_variation")
+    torch.testing.assert_close(value, torch.tensor([(0.3 + 0.2 + 0.1) / 2]))
+
+    hidden, labels = student.log()[:, [0, 1, 0]], torch.tensor([0])
+    hidden[0, 2] = math.log(0.4)  # the identity as head: these are the logits
+    arguments = {"sft_weight": 0.0, "kd_weight": 1.0, "divergence": "total_variation"}
+    targets = TopKTargets(torch.tensor([[0, 1]]), teacher.log())
+    fused = fused_linear_distillation_loss(hidden, torch.eye(3), labels, teacher=targets, **arguments)
+    torch.testing.assert_close(fused.loss, value[0])
+    whole = LinearTeacher(hidden, torch.eye(3))
+    with pytest.raises(ValueError, match=r"must be one of forward_kl, reverse_kl, jsd; any other needs a support"):
+        fused_linear_distillation_loss(hidden, torch.eye(3), labels, teacher=whole, **arguments)

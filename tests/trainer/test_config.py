@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from trl_reasoning_distill.losses.divergence import DIVERGENCES
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 
 
@@ -61,6 +62,11 @@ def test_defaults_are_the_published_ones() -> None:
 def test_refuses_with_field_value_and_remedy(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**values)
+
+
+def test_a_divergence_that_the_table_has_is_one_that_a_config_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DIVERGENCES, "mine", lambda student, teacher, beta: student - teacher)
+    assert make(kd_divergence="mine").kd_divergence == "mine"
 
 
 def test_every_field_of_ours_has_help_and_its_default_is_valid() -> None:

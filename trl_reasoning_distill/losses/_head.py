@@ -26,7 +26,7 @@ from trl_reasoning_distill.losses._tokens import (
     TokenValues,
     token_losses,
 )
-from trl_reasoning_distill.losses.divergence import LOG_ZERO, Divergence, accumulator
+from trl_reasoning_distill.losses.divergence import LOG_ZERO, accumulator
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -204,7 +204,7 @@ def _second_models(
     head = (student.logit_scale, student.logit_softcap)
     if settings.reference_head is not None and targets.reference_hidden is not None:
         tile = settings.reference_head.logits(targets.reference_hidden)
-        direction: Divergence = "forward_kl" if settings.kl_direction == "forward" else "reverse_kl"
+        direction = "forward_kl" if settings.kl_direction == "forward" else "reverse_kl"
         weight = targets.kl_weight if needs_grad else None
         kl, _ = dense_divergence_(tile, logits, weight, direction, 0.0, 1.0, *head)
         terms = terms._replace(kl=kl)

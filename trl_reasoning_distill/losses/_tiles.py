@@ -12,11 +12,15 @@ from torch import Tensor
 
 from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses._rows import blocks
-from trl_reasoning_distill.losses.divergence import LOG_ZERO, Divergence, TopKTargets, accumulator
+from trl_reasoning_distill.losses.divergence import LOG_ZERO, TopKTargets, accumulator
 from trl_reasoning_distill.losses.topk import exact_top_k
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
+
+
+DENSE_DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+"""Those of `DIVERGENCES` that `dense_divergence_` has the gradient of."""
 
 
 def top_k_targets(
@@ -52,7 +56,7 @@ def dense_divergence_(
     tile: Float[Tensor, "tokens vocab"],
     student: Float[Tensor, "tokens vocab"],
     weight: Float[Tensor, " tokens"] | None,
-    divergence: Divergence,
+    divergence: str,
     beta: float,
     temperature: float,
     logit_scale: float,

@@ -17,7 +17,6 @@ from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses._rows import RowStatistics
 from trl_reasoning_distill.losses.divergence import (
     LOG_ZERO,
-    Divergence,
     DivergenceFunction,
     Support,
     TopKTargets,
@@ -37,7 +36,7 @@ class LossSettings:
     """
 
     temperature: float
-    divergence: Divergence | DivergenceFunction
+    divergence: str | DivergenceFunction
     beta: float
     support: Support
     top_p: float

@@ -17,7 +17,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Support = Literal["tail", "renormalized"]
 DivergenceFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A divergence of one's own: `f(student_log_probs, teacher_log_probs, student_log_tail) -> (tokens,)`, differentiable in the
@@ -91,7 +90,7 @@ def topk_divergence(
     student_log_probs: Float[Tensor, "tokens k"],
     teacher_log_probs: Float[Tensor, "tokens k"],
     *,
-    divergence: Divergence = "forward_kl",
+    divergence: str = "forward_kl",
     beta: float = 0.5,
     support: Support = "tail",
     top_p: float = 1.0,
@@ -115,7 +114,8 @@ def topk_divergence(
             loss, of the same ids as the teacher's. -inf where there is no id.
         teacher_log_probs: `(tokens, k)`, most likely first. -inf where the id carries no mass: it is then part of the
             tail. A row without any mass has divergence 0.
-        divergence: `"forward_kl"` is KL(teacher ‖ student), `"reverse_kl"` is KL(student ‖ teacher), or `"jsd"`.
+        divergence: a name in `DIVERGENCES`: `"forward_kl"` is KL(teacher ‖ student), `"reverse_kl"` is KL(student ‖ teacher), or
+            `"jsd"`.
         beta: the interpolation of `"jsd"`, in [0, 1].
         support: `"tail"` or `"renormalized"`.
         top_p: adaptive K, in (0, 1]: per token, only the fewest teacher tokens whose mass reaches it.
@@ -154,14 +154,20 @@ def topk_divergence(
             teacher_tail = teacher_tail.masked_fill(student_tail < LOG_ZERO / 2, LOG_ZERO)
         student = torch.cat([student.masked_fill(~kept, LOG_ZERO), student_tail], dim=-1)
         teacher = torch.cat([teacher, teacher_tail], dim=-1)
-    return torch.where(kept.any(-1), _divergence(student, teacher, divergence, beta), 0.0)
+    value = DIVERGENCES[divergence](student, teacher, beta).sum(-1)
+    # Rounding alone can take an (almost) zero divergence below 0: lift the value, leave the gradient.
+    value = value + (value.clamp_min(0) - value).detach()
+    return torch.where(kept.any(-1), value, 0.0)
 
 
 def check_divergence(divergence: str, beta: float, support: str, top_p: float) -> None:
     """Raise `ValueError` for settings of `topk_divergence` that are unknown, out of range or unsound together."""
-    for name, value, choices in (("divergence", divergence, Divergence), ("support", support, Support)):
-        if value not in get_args(choices):
-            raise ValueError(f"`{name}` must be one of {', '.join(get_args(choices))}, but is {value!r}.")
+    for name, value, choices in (
+        ("divergence", divergence, tuple(DIVERGENCES)),
+        ("support", support, get_args(Support)),
+    ):
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, but is {value!r}.")
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"`beta` must be between 0 (forward KL) and 1 (reverse KL), but is {beta}.")
     if not 0.0 < top_p <= 1.0:
@@ -194,21 +200,28 @@ def _log_complement(log_probs: Float[Tensor, "tokens k"]) -> Float[Tensor, "toke
     return torch.log(-torch.expm1(total))
 
 
-def _divergence(
-    student: Float[Tensor, "tokens buckets"],
-    teacher: Float[Tensor, "tokens buckets"],
-    divergence: Divergence,
-    beta: float,
-) -> Float[Tensor, " tokens"]:
-    """The divergence of two distributions, given as log-probabilities of the same events."""
-    if divergence == "jsd" and 0.0 < beta < 1.0:
-        mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-        terms = beta * teacher.exp() * (teacher - mixture) + (1 - beta) * student.exp() * (student - mixture)
-    else:
-        reverse = divergence == "reverse_kl" or (divergence == "jsd" and beta == 1.0)
-        p, q = (student, teacher) if reverse else (teacher, student)
-        # `q - p` sums to 0; it makes each term ≥ 0, so rounding (masses that do not quite sum to 1) cannot add up.
-        terms = p.exp() * (p - q) + (q.exp() - p.exp())
-    value = terms.sum(-1)
-    # Rounding alone can take an (almost) zero divergence below 0: lift the value, leave the gradient.
-    return value + (value.clamp_min(0) - value).detach()
+def _kl_terms(
+    log_p: Float[Tensor, "tokens buckets"], log_q: Float[Tensor, "tokens buckets"]
+) -> Float[Tensor, "tokens buckets"]:
+    # `q - p` sums to 0; it makes each term ≥ 0, so rounding (masses that do not quite sum to 1) cannot add up.
+    p, q = log_p.exp(), log_q.exp()
+    return p * (log_p - log_q) + (q - p)
+
+
+def _jsd_terms(
+    student: Float[Tensor, "tokens buckets"], teacher: Float[Tensor, "tokens buckets"], beta: float
+) -> Float[Tensor, "tokens buckets"]:
+    if beta in (0.0, 1.0):
+        return _kl_terms(student, teacher) if beta else _kl_terms(teacher, student)
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    return beta * teacher.exp() * (teacher - mixture) + (1 - beta) * student.exp() * (student - mixture)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "forward_kl": lambda student, teacher, beta: _kl_terms(teacher, student),
+    "reverse_kl": lambda student, teacher, beta: _kl_terms(student, teacher),
+    "jsd": _jsd_terms,
+}
+"""The divergences by the name that options and configs know them by: `f(student, teacher, beta)`, from the log-probabilities of both on
+the same events, `(tokens, buckets)` with `LOG_ZERO` for log 0, gives the terms of the sum. Autograd does the rest. Over the whole
+vocabulary, where there is no support, a divergence also wants the gradient that `_tiles.dense_divergence_` writes by hand."""

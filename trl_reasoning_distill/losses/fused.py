@@ -15,9 +15,9 @@ from torch import Tensor
 
 from trl_reasoning_distill.losses._head import FusedHead
 from trl_reasoning_distill.losses._models import Head, LinearModel, LinearReference, LinearTeacher
+from trl_reasoning_distill.losses._tiles import DENSE_DIVERGENCES
 from trl_reasoning_distill.losses._tokens import LossSettings, TokenTargets, TokenValues
 from trl_reasoning_distill.losses.divergence import (
-    Divergence,
     DivergenceFunction,
     Support,
     TopKTargets,
@@ -76,7 +76,7 @@ def fused_linear_distillation_loss(
     kd_weight: float | Float[Tensor, " tokens"] = 0.0,
     kl_weight: float | Float[Tensor, " tokens"] = 0.0,
     temperature: float = 1.0,
-    divergence: Divergence | DivergenceFunction = "forward_kl",
+    divergence: str | DivergenceFunction = "forward_kl",
     beta: float = 0.5,
     support: Support = "tail",
     top_p: float = 1.0,
@@ -112,7 +112,7 @@ def fused_linear_distillation_loss(
         kl_weight: weight of the KL to the reference.
         temperature: 0 < T ≤ 100, of the distillation loss only.
         divergence: see `topk_divergence`; so are `beta`, `support` and `top_p`. Or a `DivergenceFunction`, which is
-            differentiated by autograd (not over the whole vocabulary of a live teacher).
+            differentiated by autograd. Over the whole vocabulary of a live teacher, one of `DENSE_DIVERGENCES`.
         beta: interpolation of `"jsd"`.
         support: `"tail"` or `"renormalized"`.
         top_p: adaptive K, of the teacher's own Top-K only.
@@ -233,8 +233,11 @@ def _check_live_teacher(teacher: LinearTeacher, vocab: int, divergence: Any, top
         )
     if teacher.on not in ("teacher", "student"):
         raise ValueError(f"`teacher.on` must be 'teacher' or 'student', but is {teacher.on!r}.")
-    if teacher.top_k is None and callable(divergence):
-        raise ValueError("A `divergence` of one's own needs a support: set `teacher.top_k`.")
+    if teacher.top_k is None and divergence not in DENSE_DIVERGENCES:
+        raise ValueError(
+            f"Over the whole vocabulary (`teacher.top_k=None`) `divergence` must be one of {', '.join(DENSE_DIVERGENCES)}; "
+            "any other needs a support: set `teacher.top_k`."
+        )
     if top_p < 1.0 and (teacher.top_k is None or teacher.on == "student"):
         raise ValueError(
             f"`top_p={top_p}` keeps the most likely of the teacher's Top-K tokens, so it needs `teacher.top_k` and "

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from transformers import IntervalStrategy
 from trl import SFTConfig
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
-Support = Literal["tail", "renormalized"]
+from trl_reasoning_distill.losses.divergence import DIVERGENCES, Support
 
 
 @dataclass
@@ -184,7 +182,8 @@ class TopKDistillConfig(ReasoningSFTConfig):
         kd_weight: α, the weight of the distillation loss once the warm-up is over.
         kd_warmup_ratio: Share of all optimizer steps over which α rises linearly from 0.
         kd_warmup_steps: The same in steps; takes precedence where set.
-        kd_divergence: `"forward_kl"` KL(teacher ‖ student), `"reverse_kl"` or `"jsd"`, the generalised Jensen–Shannon divergence.
+        kd_divergence: A name in `losses.divergence.DIVERGENCES`: `"forward_kl"` KL(teacher ‖ student), `"reverse_kl"` or `"jsd"`, the
+            generalised Jensen–Shannon divergence.
         kd_beta: β of `"jsd"`, strictly between 0 and 1.
         kd_support: `"tail"` compares K + 1 buckets, `"renormalized"` the K ids alone, scaled to mass 1 on both sides.
         kd_top_p: Use only the fewest ids whose teacher mass reaches this; 1 uses all `top_k`.
@@ -213,7 +212,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
     )
     kd_divergence: str = field(
         default="forward_kl",
-        metadata={"help": "Divergence between teacher and student.", "choices": ["forward_kl", "reverse_kl", "jsd"]},
+        metadata={"help": "Divergence between teacher and student.", "choices": list(DIVERGENCES)},
     )
     kd_beta: float = field(
         default=0.5, metadata={"help": "Interpolation of the generalised Jensen-Shannon divergence, in (0, 1)."}
@@ -222,7 +221,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
         default="tail",
         metadata={
             "help": "'tail': the K ids and one bucket for the rest; 'renormalized': the K ids alone.",
-            "choices": ["tail", "renormalized"],
+            "choices": list(get_args(Support)),
         },
     )
     kd_top_p: float = field(default=1.0, metadata={"help": "Use the fewest ids whose teacher mass reaches this."})
@@ -244,8 +243,8 @@ class TopKDistillConfig(ReasoningSFTConfig):
         check_number("kd_warmup_ratio", self.kd_warmup_ratio, minimum=0.0, maximum=1.0)
         if self.kd_warmup_steps is not None:
             check_number("kd_warmup_steps", self.kd_warmup_steps, minimum=0, kind=int)
-        check_choice("kd_divergence", self.kd_divergence, ("forward_kl", "reverse_kl", "jsd"))
-        check_choice("kd_support", self.kd_support, ("tail", "renormalized"))
+        check_choice("kd_divergence", self.kd_divergence, tuple(DIVERGENCES))
+        check_choice("kd_support", self.kd_support, get_args(Support))
         check_number("kd_beta", self.kd_beta, above=0.0, below=1.0)
         check_number("kd_top_p", self.kd_top_p, above=0.0, maximum=1.0)
         check_bool("kd_scale_by_t2", self.kd_scale_by_t2)

@@ -28,7 +28,9 @@ from scipy import stats
 
 from tests.teacher import tiny
 from trl_reasoning_distill.extras import MissingExtraError
+from trl_reasoning_distill.teacher import engines
 from trl_reasoning_distill.teacher.engines import (
+    ENGINES,
     EngineArguments,
     GenerationOutput,
     GenerationRequest,
@@ -113,6 +115,26 @@ def test_an_unknown_engine_or_option_is_refused_with_what_there_is() -> None:
         EngineArguments(base_url="http://x").make_engine("m")
     with pytest.raises(ValueError, match="choose one of transformers"):
         EngineArguments(engine="tgi")
+
+
+def test_a_file_and_a_line_in_the_table_make_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parrot.py").write_text(
+        "from trl_reasoning_distill.teacher.engines import GenerationOutput\n\n\n"
+        "class Parrot:\n"
+        "    def __init__(self, model, *, dtype='auto'):\n"
+        "        self.name, self.dtype = model, dtype\n\n"
+        "    def generate(self, requests, sampling):\n"
+        "        for request in requests:\n"
+        "            yield request, GenerationOutput(request.messages[-1]['content'], 'stop', 0, 0, 0.0)\n"
+    )
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
+    monkeypatch.setitem(ENGINES, "parrot", "Parrot")
+    parrot = EngineArguments(engine="parrot", dtype="float32").make_engine("polly")
+    assert (parrot.name, parrot.dtype) == ("polly", "float32")
+    ((_, output),) = parrot.generate([ask("Hello?")], GREEDY)
+    assert output.text == "Hello?"
+    with pytest.raises(ValueError, match=r"concurrency=3 means nothing to the 'parrot' engine"):
+        EngineArguments(engine="parrot", concurrency=3).make_engine("polly")
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from trl_reasoning_distill.teacher.engines.base import Engine
 
-ENGINES = ("transformers", "vllm", "openai")
+ENGINES = {
+    "transformers": "TransformersEngine.from_pretrained",
+    "vllm": "VLLMEngine",
+    "openai": "OpenAIEngine",
+}
+"""Every engine by name, which is also its module's in this package, and what makes one from a model's name and keyword options. The
+module is imported when it is asked for: each brings a heavy library."""
 
 
 def make_engine(kind: str, model: str, **options: Any) -> Engine:
@@ -36,20 +44,11 @@ def make_engine(kind: str, model: str, **options: Any) -> Engine:
 
 
 def _factory(kind: str) -> Callable[..., Any]:
-    # Imported here: each engine brings a heavy library, and only the one asked for should be paid for.
-    if kind == "transformers":
-        from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
-
-        return TransformersEngine.from_pretrained
-    if kind == "vllm":
-        from trl_reasoning_distill.teacher.engines.vllm import VLLMEngine
-
-        return VLLMEngine
-    if kind == "openai":
-        from trl_reasoning_distill.teacher.engines.openai import OpenAIEngine
-
-        return OpenAIEngine
-    raise ValueError(f"Unknown engine {kind!r}; there are {', '.join(ENGINES)}.")
+    if kind not in ENGINES:
+        raise ValueError(f"Unknown engine {kind!r}; there are {', '.join(ENGINES)}.")
+    module = importlib.import_module(f"{__package__}.{kind}")
+    factory: Callable[..., Any] = operator.attrgetter(ENGINES[kind])(module)
+    return factory
 
 
 def _option_names(factory: Callable[..., Any]) -> set[str]:
