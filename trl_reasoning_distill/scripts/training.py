@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl_reasoning_distill.interruption import InterruptedBySignal
+from trl_reasoning_distill.scripts.planning import describe_training, sample_rows
 from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process
 
 if TYPE_CHECKING:
@@ -184,24 +185,24 @@ def run_training(
     state = PartialState()
     check_launch(state)
     seed = config.data_seed if config.data_seed is not None else config.seed
+    rows, scale = sample_rows(rows, data.max_samples) if data.dry_run else (rows, 1.0)
     train_rows, eval_rows = data.split(rows, ReasoningFormat.preset(config.reasoning_format), seed)
     if config.eval_strategy != "no" and eval_rows is None:
         raise ValueError(f"eval_strategy={config.eval_strategy} without evaluation rows: give eval_share or eval_path.")
     if accuracy is not None:
         accuracy.check(config)
+    if data.dry_run:
+        plan = describe_training(trainer_class, config, model, train_rows, eval_rows, state.num_processes, scale)
+        if state.is_main_process:
+            judged = f", judged by {len(rows):,} rows, each for {scale:.1f}" if scale > 1 else ""
+            print(f"{stage}: {model.model_name_or_path} would be trained, into {config.output_dir}{judged}\n{plan}")
+        return
     output_dir = Path(str(config.output_dir))
     paths = {"model_name_or_path": model.model_name_or_path, **inputs}
     paths |= {name: rows_file(path) for name in ("dataset_path", "eval_path") if (path := getattr(data, name))}
     paths |= {"dataset_name": data.dataset_name} if data.dataset_name else {}
     settings = {**dataclasses.asdict(data), **config.to_dict(), **dataclasses.asdict(model)}
     settings |= dataclasses.asdict(accuracy) if accuracy is not None else {}
-    if data.dry_run:
-        if state.is_main_process:
-            held_out = f", {len(eval_rows):,} for evaluation" if eval_rows is not None else ""
-            print(
-                f"{stage}: {model.model_name_or_path} would be trained on {len(train_rows):,} rows{held_out}, into {output_dir}"
-            )
-        return
     run = StageRun(
         stage, output_dir, settings, paths, config.seed, overwrite=data.overwrite, is_main=state.is_main_process
     )

@@ -32,6 +32,7 @@ __all__ = [
     "BridgedSFTTrainer",
     "GKDConfig",
     "LanguageHead",
+    "construct_until_prepared",
     "disable_dropout_in_model",
     "gathered_head",
     "load_balancing_loss",
@@ -186,6 +187,35 @@ class BridgedGKDTrainer(GKDTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step of SFTTrainer's: the batch has its completions already."""
         return SFTTrainer.training_step(self, *args, **kwargs)
+
+
+class _PreparedSignal(BaseException):
+    """The data of a trainer is prepared; no error, so that nothing on the way takes it for one."""
+
+
+def construct_until_prepared(trainer_class: type[BridgedSFTTrainer], *args: Any, **kwargs: Any) -> tuple[Any, Dataset]:
+    """Construct a trainer as far as its data: in TRL 1.16 all of it is prepared before `Trainer.__init__` touches the model.
+
+    Returns:
+        The trainer, which can do nothing more, and its training rows.
+    """
+    prepared: dict[str, Any] = {}
+
+    class UntilPrepared(trainer_class):  # type: ignore[valid-type, misc]
+        def prepare_dataset(self, dataset: Any, *, name: str, **options: Any) -> Dataset:
+            prepared["trainer"] = self
+            prepared[name] = super().prepare_dataset(dataset, name=name, **options)
+            return prepared[name]
+
+        def create_accelerator_and_postprocess(self) -> None:  # the first thing that `Trainer.__init__` does
+            raise _PreparedSignal
+
+    UntilPrepared.__name__ = trainer_class.__name__
+    try:
+        UntilPrepared(*args, **kwargs)
+    except _PreparedSignal:
+        return prepared["trainer"], prepared["train"]
+    raise AssertionError("Trainer.__init__ no longer begins with create_accelerator_and_postprocess")
 
 
 def make_vllm(model: Any, accelerator: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:

@@ -1,0 +1,77 @@
+"""What a dry run of a training says: counts, steps, and two examples."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+    from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+    from trl_reasoning_distill.trainer.student_config import StudentConfig
+
+DRY_RUN_ROWS = 2000
+"""A dry run of more rows judges by a sample of them."""
+
+
+def sample_rows(rows: Dataset, wanted: int | None) -> tuple[Dataset, float]:
+    """As many rows as a dry run takes the time for, spread evenly, and how many of the `wanted` ones (`None`: all) each stands for."""
+    wanted = min(len(rows), wanted or len(rows))
+    if wanted <= DRY_RUN_ROWS:
+        return rows, 1.0
+    sampled = rows.select(range(0, len(rows), math.ceil(len(rows) / DRY_RUN_ROWS)))
+    return sampled, wanted / len(sampled)
+
+
+def describe_training(
+    trainer_class: type[ReasoningSFTTrainer],
+    config: ReasoningSFTConfig,
+    model: StudentConfig,
+    train_rows: Dataset,
+    eval_rows: Dataset | None,
+    ranks: int,
+    scale: float,
+) -> str:
+    """What became of the rows, steps and tokens, and two examples. On all ranks; reads no weight, writes nothing.
+
+    Args:
+        trainer_class: The trainer.
+        config: Its configuration.
+        model: The model that would be trained.
+        train_rows: Rows to train on.
+        eval_rows: Rows for evaluation.
+        ranks: Processes of this launch.
+        scale: How many rows each of `train_rows` stands for.
+    """
+    from trl import get_peft_config
+
+    from trl_reasoning_distill.trainer.planning import prepare_data
+
+    datasets = {"train_dataset": train_rows, "eval_dataset": eval_rows}
+    name, revision = str(model.model_name_or_path), model.model_revision
+    prepared = prepare_data(trainer_class, config, name, revision, peft_config=get_peft_config(model), **datasets)
+    batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    rows = round(len(prepared.rows) * scale)
+    steps = optimizer_steps(rows, batch * ranks, accumulation, float(config.num_train_epochs), config.max_steps)
+    lines = [f"{name} rows: {report}" for name, report in prepared.reports.items()]
+    lines += [
+        f"{name} rows that the teacher cannot read: {counts['not_anchored']:,} with other tokens behind its prompt, {counts['too_long']:,} too long"
+        for name, counts in prepared.left_out.items()
+    ]
+    tokens = [round(count * scale) for count in (prepared.tokens, prepared.reports["train"].supervised_tokens)]
+    about = "about " if scale > 1 else ""
+    lines.append(
+        f"an epoch: {about}{rows:,}{' packed' * config.packing} rows, {tokens[0]:,} tokens, {tokens[1]:,} supervised"
+    )
+    batches = f"{batch} per device × {ranks} processes × {accumulation} accumulated"
+    lines.append(f"{steps:,} steps of {batch * ranks * accumulation:,} rows ({batches})")
+    return "\n".join([*lines, prepared.examples])
+
+
+def optimizer_steps(rows: int, batch: int, accumulation: int, epochs: float, max_steps: int) -> int:
+    """How many steps a training takes, as `transformers` counts them; `batch` is that of all ranks."""
+    if max_steps > 0:
+        return max_steps
+    return math.ceil(epochs * max(1, math.ceil(math.ceil(rows / batch) / accumulation)))
