@@ -75,7 +75,11 @@ def test_the_wheel_holds_recipes_and_configs_and_no_tests(built: Path, tmp_path:
     assert {f"{package}/recipes/{name}/recipe.yaml" for name in RECIPES} <= names
     assert f"{package}/recipes/quickstart/models/teacher/model.safetensors" in names
     assert f"{package}/accelerate_configs/zero3.yaml" in names
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/")) or "__pycache__" in name]
+    assert not [
+        name
+        for name in names
+        if name.startswith(("tests/", "benchmarks/", "docs/", "examples/")) or "__pycache__" in name
+    ]
     code = (
         "from trl_reasoning_distill import cli, launch, shipped; cli.main(['recipes']); "
         "print(shipped.__file__, launch.resolve_accelerate_config('zero2'))"
@@ -97,5 +101,14 @@ def test_the_sdist_holds_what_the_wheel_is_built_from(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         tops = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
-    assert {"trl_reasoning_distill", "recipes", "accelerate_configs", "pyproject.toml", "README.md", "LICENSE"} <= tops
+    wanted = {
+        "trl_reasoning_distill",
+        "recipes",
+        "accelerate_configs",
+        "examples",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    }
+    assert wanted <= tops
     assert not tops & {"tests", "benchmarks", "docs", "runs"}
