@@ -129,7 +129,7 @@ def test_generate_shows_examples_of_a_source_and_says_what_it_cost(
     words += ["--response_format", "source", "--few_shot", str(examples), "--max_new_tokens", "4"]
     generate.main([*words, "--num_few_shot", "2", "--dry_run", "--output_dir", "out"])
     shown = capsys.readouterr().out
-    assert shown.count("[assistant]") == 2
+    assert shown.count("assistant⟦") == 2
     assert "\n#### " in shown, "GSM8K's own format"
     output = tmp_path / "out"
     generate.main([*words, "--input_price", "1e4", "--output_price", "2e6", "--output_dir", str(output)])

@@ -70,6 +70,12 @@ def describe_prompts(
     return "\n".join(shown)
 
 
+def describe_messages(messages: Iterable[Mapping[str, str]], *, colour: bool | None = None) -> str:
+    """Every message with its role marked; long ones shortened."""
+    colour = takes_colour() if colour is None else colour
+    return "\n".join(_mark(_shorten(message["content"]), message["role"], colour) for message in messages)
+
+
 def describe_trace(trace: Any, verdict: Any, *, colour: bool | None = None) -> str:
     """A question, what a model wrote for it, the gold answer, and the verdict with its reason.
 
@@ -84,8 +90,8 @@ def describe_trace(trace: Any, verdict: Any, *, colour: bool | None = None) -> s
     return "\n".join(
         [
             head + (", cut at the limit" if trace.finish_reason == "length" else ""),
-            _mark(_shorten(printable(trace.question)), "user", colour),
-            _mark(_shorten(printable(trace.completion)), "assistant", colour),
+            _mark(_shorten(trace.question), "user", colour),
+            _mark(_shorten(trace.completion), "assistant", colour),
             f"--- gold: {'none' if trace.answer is None else printable(trace.answer)}; verdict: "
             f"{paint(said, _VERDICTS[verdict.status], colour)}",
         ]

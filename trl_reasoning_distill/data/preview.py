@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trl_reasoning_distill.data.examples import describe_messages
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.extras import require_extra
 
@@ -142,10 +142,9 @@ class Preview:
         for item in self.items:
             if shown[item.source] < count:
                 shown[item.source] += 1
-                parts.append(f"── {item.source} ──\n{_shorten(item.prompt, 400)}")
-                parts.append(
-                    textwrap.indent(_shorten(item.reply, 600), "  ") if item.reply else f"  answer: {item.answer}"
-                )
+                parts.append(f"── {item.source} ──\n{describe_messages(item.messages)}")
+                if item.reply is None:
+                    parts.append(f"answer: {item.answer}")
         return "\n".join(parts)
 
     def plot(self, path: str | Path) -> None:
@@ -258,7 +257,3 @@ def _in_batches(length: Length, texts: Sequence[str]) -> list[int]:
 
 def _spread(lengths: np.ndarray) -> str:
     return f"{np.median(lengths):,.0f}, {np.percentile(lengths, 95):,.0f}" if len(lengths) else "–"
-
-
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-limit // 3 :]}"

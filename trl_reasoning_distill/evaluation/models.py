@@ -60,6 +60,10 @@ class ModelSpec:
         model = f"{self.options['engine']}:{self.model}" if "engine" in self.options else self.model
         return f"{model} ({', '.join(told)})" if told else model
 
+    def arguments(self, arguments: EngineArguments) -> EngineArguments:
+        """The engine's options, with the model's own in place of those of `arguments`."""
+        return dataclasses.replace(arguments, **self.options)
+
     def load(self, arguments: EngineArguments) -> Engine:
         """Load the model, with its own options in place of those of `arguments`.
 

@@ -23,6 +23,8 @@ from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, sta
 if TYPE_CHECKING:
     from trl import TrlParser
 
+    from trl_reasoning_distill.teacher.store import TopKStore
+
 
 @dataclass
 class AlignArguments(StageArguments):
@@ -124,19 +126,29 @@ def _vocab_size(options: AlignArguments) -> int | None:
     return config.get_text_config().vocab_size
 
 
-def _print_plan(store: Any, teacher: Any, student: Any, vocab_size: int | None) -> None:
-    """How much the two vocabularies share, and how much of the first rows' positions."""
+def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | None) -> None:
+    """How much the two vocabularies share, how much of the first rows' positions, and two rows with those that get a record marked."""
     import numpy as np
 
+    from trl_reasoning_distill.data.examples import describe_examples
+    from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+    from trl_reasoning_distill.scripts.planning import EXAMPLES
     from trl_reasoning_distill.teacher.alignment import RowAligner
 
     aligner = RowAligner(teacher, student, store.fingerprint, vocab_size)
-    sources = np.concatenate([aligner.align(store.row(i), store.example(i))[2] for i in range(min(100, store.rows))])
+    rows = [aligner.align(store.row(i), store.example(i)) for i in range(min(100, store.rows))]
+    has_record = [sources >= 0 for _, _, sources in rows]
     counts = aligner.id_counts()
     print(
         f"align: {counts['mapped_ids']:,} of {counts['teacher_ids']:,} teacher ids have a twin; "
-        f"{np.mean(sources >= 0):.1%} of the supervised positions of the first {min(100, store.rows)} rows would have a record"
+        f"{np.mean(np.concatenate(has_record)):.1%} of the supervised positions of the first {len(rows)} of {store.rows:,} rows would have a record"
     )
+    examples = []
+    for (ids, labels, _), kept in zip(rows[:EXAMPLES], has_record, strict=False):
+        supervised = [t for t, label in enumerate(labels) if t and label != IGNORE_INDEX]
+        recorded = {t for t, has in zip(supervised, kept, strict=True) if has}
+        examples.append({"input_ids": ids, "labels": [i if t in recorded else IGNORE_INDEX for t, i in enumerate(ids)]})
+    print(describe_examples(examples, student))
 
 
 if __name__ == "__main__":

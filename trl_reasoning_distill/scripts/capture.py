@@ -15,6 +15,7 @@ For context distillation let the teacher read more than the student, such as wor
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +137,7 @@ def main(args: list[str] | None = None) -> None:
     tokenizer = reader.load_tokenizer(options.model, options.chat_template_path)
     if options.dry_run:
         if state.is_main_process:
-            _print_plan(rows, tokenizer, options.model, config)
+            _print_plan(rows, tokenizer, options.model, config, reader)
         return
     inputs = {"model": options.model, "dataset": options.dataset}
     settings = dataclasses.asdict(options) | dataclasses.asdict(reader)
@@ -216,25 +217,39 @@ def _load_hub_rows(options: Any) -> list[dict[str, Any]]:
     return [dict(row) for row in dataset]
 
 
-def _print_plan(rows: list[dict[str, Any]], tokenizer: Any, model: str, config: CaptureConfig) -> None:
-    """What a real run would do, judged by a few rows, and what the first row supervises."""
-    from trl_reasoning_distill.data.tokenization import tokenize_example
+def _print_plan(
+    rows: list[dict[str, Any]], tokenizer: Any, model: str, config: CaptureConfig, reader: ReaderArguments
+) -> None:
+    """What a real run would do, and two rows as the teacher reads them, the tokens that get a record marked."""
+    from trl_reasoning_distill.data.examples import describe_examples
+    from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+    from trl_reasoning_distill.scripts.planning import DRY_RUN_ROWS, EXAMPLES
+    from trl_reasoning_distill.scripts.reading import context_length
+    from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long
 
-    sample = [
-        tokenize_example(
-            tokenizer, row, assistant_only=config.assistant_only, chat_template_kwargs=config.chat_template_kwargs
-        )
-        for row in rows[:: max(1, len(rows) // 100)]
-    ]
+    limit = None
+    if reader.engine == "transformers":
+        limit = context_length(model, reader.model_revision, reader.trust_remote_code)
+    sample = rows[:: math.ceil(len(rows) / DRY_RUN_ROWS)]
+    anchored = [one for one in (anchor_row(tokenizer, row, config) for row in sample) if one is not None]
+    kept = [one for one in anchored if not is_too_long(one, config, limit)]
     scale = len(rows) / len(sample)
-    tokens = scale * sum(len(row.input_ids) for row in sample)
-    positions = scale * sum(label != -100 for row in sample for label in row.labels)
-    size = positions * (1.8 * config.top_k if config.encoding == "compact" else 6.5 * config.top_k)
+    tokens = scale * sum(len(one.teacher_ids) for one in kept)
+    records = scale * sum(len(one.positions) for one in kept)
+    size = records * (1.8 * config.top_k if config.encoding == "compact" else 6.5 * config.top_k)
+    about = "about " if scale > 1 else ""
     print(
-        f"capture: {model} would read {len(rows):,} rows, about {tokens:,.0f} tokens, and leave about {positions:,.0f} "
-        f"records, {size / 1e6:,.1f} MB. The first row supervises:"
+        f"capture: {model} would read {about}{scale * len(kept):,.0f} of {len(rows):,} rows, {tokens:,.0f} tokens, and leave "
+        f"{records:,.0f} records, about {size / 1e6:,.1f} MB; left out: {scale * (len(anchored) - len(kept)):,.0f} too long, "
+        f"{scale * (len(sample) - len(anchored)):,.0f} with other tokens behind the teacher's prompt"
     )
-    print(repr(tokenizer.decode([label for label in sample[0].labels if label != -100])))
+    examples = []
+    for one in kept[:EXAMPLES]:
+        labels = [IGNORE_INDEX] * len(one.teacher_ids)
+        for position in one.positions:
+            labels[position] = one.teacher_ids[position]
+        examples.append({"input_ids": one.teacher_ids, "labels": labels})
+    print(describe_examples(examples, tokenizer))
 
 
 if __name__ == "__main__":

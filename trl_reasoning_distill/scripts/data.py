@@ -12,6 +12,7 @@ out, and why). `preview` prints counts, lengths, how many rows fit into `max_len
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from trl_reasoning_distill.data.preview import Item
 
 ACTIONS = ("prepare", "preview")
+_EXAMPLES = 2  # of a dry run
 
 
 @dataclass
@@ -128,7 +130,15 @@ def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
         settings.pop(name)  # what is shown is no part of what is made
     inputs = {"data_dir": options.data_dir} if options.data_dir else {}
     if options.dry_run:
-        _preview(_mixture_items(options, prompt), options)
+        mixture = _load(options)
+        rows, not_rendered = worked_rows(mixture.problems, response_format)
+        mixture.rejected.extend(not_rendered)
+        print(
+            f"data: {len(mixture.problems):,} problems and {len(rows):,} training rows would be written to {options.output_dir}"
+        )
+        options.samples = max(options.samples, math.ceil(_EXAMPLES / max(1, len(mixture.counts))))
+        _preview(_items(mixture, rows), options)
+        print(f"\n{describe_left_out(mixture)}")
         return
     with open_run("data", options, settings, inputs, options.seed) as run:
         if run is None:

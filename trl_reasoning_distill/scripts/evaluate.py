@@ -29,6 +29,8 @@ from trl_reasoning_distill.teacher.engines import EngineArguments
 if TYPE_CHECKING:
     from trl import TrlParser
 
+    from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig
+
 
 @dataclass
 class EvaluateArguments(StageArguments):
@@ -112,9 +114,7 @@ def main(args: list[str] | None = None) -> None:
     state = launch_state()
     if options.dry_run:
         if state.is_main_process:
-            print(
-                f"evaluate: {', '.join(f'{name} ({spec.describe()})' for name, spec in models.items())} on {len(problems)} problems of {source.source}"
-            )
+            _print_plan(models, [config.messages(problem.question) for problem in problems], config, engine)
         return
     settings = settings_of(options, source, prompt, sampling, engine)
     settings["response_format"] = response_format.name
@@ -136,6 +136,25 @@ def main(args: list[str] | None = None) -> None:
             result = result_line(metrics)
             run.finish(_counts(metrics), result)
             print(f"evaluate: {result}")
+
+
+def _print_plan(
+    models: Mapping[str, ModelSpec],
+    conversations: list[list[dict[str, str]]],
+    config: EvaluationConfig,
+    engine: EngineArguments,
+) -> None:
+    """What a real run would do, and the first prompts as the models read them, once where they read the same."""
+    from trl_reasoning_distill.scripts.planning import describe_prompts_of
+
+    print(
+        f"evaluate: {len(models)} models would each give {config.num_samples} answers to each of {len(conversations):,} problems"
+    )
+    shown: list[str] = []
+    for name, spec in models.items():
+        arguments, limit = spec.arguments(engine), config.sampling.max_new_tokens
+        text, shown = describe_prompts_of(spec.model, conversations, arguments, limit, shown)
+        print(f"{name} = {text}")
 
 
 def _export(options: EvaluateArguments, source: ProblemArguments, settings: Mapping[str, Any]) -> None:

@@ -107,7 +107,7 @@ def main(args: list[str] | None = None) -> None:
     state = launch_state()
     if options.dry_run:
         if state.is_main_process:
-            _print_plan(problems, config, options.model)
+            _print_plan(problems, config, options.model, engine)
         return
     settings = settings_of(options, source, prompt, sampling, engine)
     settings["response_format"] = config.response_format.name
@@ -146,17 +146,20 @@ def _load_few_shot(options: GenerateArguments, source: ProblemArguments) -> list
     ).problems
 
 
-def _print_plan(problems: list[Problem], config: GenerationConfig, model: str) -> None:
-    """What a real run would do, and its first prompt."""
+def _print_plan(problems: list[Problem], config: GenerationConfig, model: str, engine: EngineArguments) -> None:
+    """What a real run would do, and its first prompts."""
+    from trl_reasoning_distill.scripts.planning import describe_prompts_of
     from trl_reasoning_distill.teacher.generation import build_messages
 
     most = max(config.num_samples, config.max_samples) if config.until_verified else config.num_samples
     samples = f"{config.num_samples} to {most}" if most > config.num_samples else f"{most}"
+    limit = config.sampling.max_new_tokens
     print(
-        f"generate: {model} would be asked for {samples} samples for each of {len(problems)} problems. The first conversation:"
+        f"generate: {model} would be asked for {samples} samples for each of {len(problems):,} problems, and write at most "
+        f"{len(problems) * most * limit:,} tokens"
     )
-    for message in build_messages(problems[0].question, config.response_format, config.few_shot):
-        print(f"[{message['role']}] {message['content']}")
+    conversations = [build_messages(each.question, config.response_format, config.few_shot) for each in problems]
+    print(describe_prompts_of(model, conversations, engine, limit)[0])
 
 
 if __name__ == "__main__":

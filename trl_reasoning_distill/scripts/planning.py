@@ -1,19 +1,25 @@
-"""What a dry run of a training says: counts, steps, and two examples."""
+"""What a dry run says of the rows of a training and of the prompts of a model: counts, and two examples."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from trl_reasoning_distill.teacher.engines import EngineArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
     from trl_reasoning_distill.trainer.student_config import StudentConfig
 
 DRY_RUN_ROWS = 2000
 """A dry run of more rows judges by a sample of them."""
+
+EXAMPLES = 2
+
+Conversation = Sequence[dict[str, str]]
 
 
 def sample_rows(rows: Dataset, wanted: int | None) -> tuple[Dataset, float]:
@@ -75,3 +81,42 @@ def optimizer_steps(rows: int, batch: int, accumulation: int, epochs: float, max
     if max_steps > 0:
         return max_steps
     return math.ceil(epochs * max(1, math.ceil(math.ceil(rows / batch) / accumulation)))
+
+
+def describe_prompts_of(
+    model: str, conversations: Sequence[Conversation], engine: EngineArguments, max_new_tokens: int, already: Any = ()
+) -> tuple[str, list[str]]:
+    """How long the prompts of a model are, and the first two as it reads them. Reads its tokenizer and configuration, no weights.
+
+    Args:
+        model: Its folder or hub name; a server's prompts are rendered by the server, so the messages are shown.
+        conversations: What it would be asked.
+        engine: How it would be run.
+        max_new_tokens: What it may write.
+        already: Examples that were shown of another model, which are not shown again.
+
+    Returns:
+        The text, and the examples.
+    """
+    from trl_reasoning_distill.data.chat import encode_prompt
+    from trl_reasoning_distill.data.examples import describe_prompts
+    from trl_reasoning_distill.scripts.reading import context_length, load_tokenizer
+
+    first = conversations[:EXAMPLES]
+    if engine.engine == "openai":
+        where = engine.base_url or "$OPENAI_BASE_URL"
+        counted, example = f"{model} at {where} renders the prompts itself", describe_prompts(first)
+    else:
+        options = dict(engine.chat_template_kwargs or {})  # type: ignore[arg-type]  # JSON was parsed in `__post_init__`
+        tokenizer = load_tokenizer(model, engine.model_revision, None, engine.trust_remote_code)
+        sample = conversations[:: math.ceil(len(conversations) / DRY_RUN_ROWS)]
+        lengths = [len(encode_prompt(tokenizer, messages, **options)) for messages in sample]
+        scale = len(conversations) / len(sample)
+        counted = f"{model}: prompts of {'about ' if scale > 1 else ''}{round(scale * sum(lengths)):,} tokens, the longest {max(lengths):,}"
+        limit = context_length(model, engine.model_revision, engine.trust_remote_code)
+        if limit is not None and (cramped := sum(length + max_new_tokens > limit for length in lengths)):
+            counted += (
+                f"; {round(scale * cramped):,} leave less than {max_new_tokens:,} of its {limit:,} tokens to write in"
+            )
+        example = describe_prompts(first, tokenizer, **options)
+    return counted + ("" if example in already else f"\n{example}"), [*already, example]

@@ -165,3 +165,14 @@ def load_tokenizer(model: str, revision: str | None, chat_template_path: str | N
     except (OSError, ValueError) as error:
         raise ValueError(f"No tokenizer or template for {model}: {str(error).strip().splitlines()[0]}") from None
     return tokenizer
+
+
+def context_length(model: str, revision: str | None, trust_remote_code: bool) -> int | None:
+    """Most tokens that a model reads and writes together, by its configuration; `None` where that does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):  # a tokenizer alone, or an adapter
+        return None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -126,8 +126,7 @@ def main(args: list[str] | None = None) -> None:
     inputs = _inputs(options)
     page = Path(options.output_dir) / "report.html"
     if options.dry_run:
-        compared = f"{len(options.runs)} runs" if len(options.runs) > 1 else f"the models of {options.evaluation}"
-        print(f"report: would compare {compared} in {page}")
+        _print_plan(options, inputs, page)
         return
     settings = dataclasses.asdict(options) | {"training": list(options.training)}  # it counts by content, as inputs
     with StageRun("report", options.output_dir, settings, inputs, options.seed, overwrite=options.overwrite) as run:
@@ -137,6 +136,24 @@ def main(args: list[str] | None = None) -> None:
         counts, result = _compare_runs(options, page) if len(options.runs) > 1 else _report(options, page)
         run.finish(counts, result)
         print(f"report: {result}")
+
+
+def _print_plan(options: ReportArguments, inputs: Mapping[str, Path], page: Path) -> None:
+    """What a real run would compare, and on how many problems."""
+    from trl_reasoning_distill.data.files import read_jsonl
+    from trl_reasoning_distill.evaluation.scores import collect_scores
+
+    predictions = {name: path for name, path in inputs.items() if path.name == "predictions.jsonl"}
+    compared = f"{len(predictions)} runs" if len(predictions) > 1 else f"the models of {options.evaluation}"
+    print(f"report: would compare {compared} in {page}, from {', '.join(map(str, inputs.values()))}")
+    roles = (options.base, options.teacher, options.control, options.student)
+    for name, path in predictions.items():
+        scores = collect_scores(read_jsonl(path))
+        missing = [role for role in roles if role not in scores.models]
+        print(
+            f"{name}: {scores.n:,} problems × {scores.samples} answers of {', '.join(scores.models)}"
+            + (f"; nobody plays {', '.join(missing)}" if missing else "")
+        )
 
 
 def _find(options: ReportArguments) -> None:

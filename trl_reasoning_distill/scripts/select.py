@@ -16,13 +16,18 @@ from trl_reasoning_distill.scripts.running import open_run, settings_of
 from trl_reasoning_distill.scripts.selection import (
     SelectionArguments,
     describe_selection,
+    make_selection,
     read_format_name,
     write_selection,
 )
 from trl_reasoning_distill.scripts.stage import StageArguments, is_main_process, parse_stage, stage_main
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trl import TrlParser
+
+    from trl_reasoning_distill.teacher.selection import VerifiedTrace
 
 
 @dataclass
@@ -60,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
         VerifiedTrace.from_row(row, f"{path}, row {index}") for index, row in enumerate(read_jsonl(path), start=1)
     ]
     if options.dry_run:
-        print(f"select: would select from {len(traces)} verified traces in {path}")
+        _print_plan(traces, path, selection, format_name)
         return
     settings = settings_of(options, selection) | {"response_format": format_name}
     with open_run("select", options, settings, {"verified": path}) as run:
@@ -70,6 +75,17 @@ def main(args: list[str] | None = None) -> None:
         result = describe_selection(counts)
         run.finish(counts, result)
         print(f"select: {result}")
+
+
+def _print_plan(traces: Sequence[VerifiedTrace], path: Path, selection: SelectionArguments, format_name: str) -> None:
+    """What a real run would keep, and two of the traces that it decides on, of different verdicts if there are."""
+    from trl_reasoning_distill.data.examples import describe_trace
+
+    counts = make_selection(traces, selection, format_name)[1]
+    print(f"select: of {len(traces):,} verified traces in {path} would be {describe_selection(counts)}")
+    verdicts = list({trace.status: trace for trace in reversed(traces)}.values())[::-1]
+    for trace in verdicts[:2] if len(verdicts) > 1 else traces[:2]:
+        print(describe_trace(trace, trace))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_reasoning_distill.teacher.selection import SelectionConfig, VerifiedTrace
@@ -74,18 +74,17 @@ class SelectionArguments:
         )
 
 
-def write_selection(
-    traces: Iterable[VerifiedTrace], selection: SelectionArguments, format_name: str, output_dir: Path
-) -> dict[str, int]:
-    """Select and write `train.jsonl`.
+def make_selection(
+    traces: Iterable[VerifiedTrace], selection: SelectionArguments, format_name: str
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Select.
 
     Returns:
-        The counts of the selection, and `rows`.
+        The rows of `train.jsonl`; the counts of the selection, and `rows`.
 
     Raises:
         ValueError: If nothing is left to train on, with what became of the traces.
     """
-    from trl_reasoning_distill.data.files import write_jsonl
     from trl_reasoning_distill.teacher.selection import select_traces
 
     selected = select_traces(traces, selection.make_config(format_name))
@@ -94,8 +93,18 @@ def write_selection(
             f"No trace is fit to train on: {selected.counts}. If most are malformed, the traces are in another format than "
             f"{format_name!r} (set response_format); if most are cut, raise the teacher's max_new_tokens."
         )
-    write_jsonl(output_dir / "train.jsonl", selected.rows)
-    return {**selected.counts, "rows": len(selected.rows)}
+    return selected.rows, {**selected.counts, "rows": len(selected.rows)}
+
+
+def write_selection(
+    traces: Iterable[VerifiedTrace], selection: SelectionArguments, format_name: str, output_dir: Path
+) -> dict[str, int]:
+    """Select, write `train.jsonl`, and return the counts; see `make_selection`."""
+    from trl_reasoning_distill.data.files import write_jsonl
+
+    rows, counts = make_selection(traces, selection, format_name)
+    write_jsonl(output_dir / "train.jsonl", rows)
+    return counts
 
 
 def describe_selection(counts: Mapping[str, int]) -> str:

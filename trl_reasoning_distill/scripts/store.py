@@ -52,6 +52,9 @@ class StoreArguments:
     plot: str | None = field(
         default=None, metadata={"help": "[audit] File for a plot, such as audit.png; needs matplotlib."}
     )
+    dry_run: bool = field(
+        default=False, metadata={"help": "[audit] Say which rows the teacher would read again, show two, and stop."}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "[audit] Run code that comes with a hub model. Off unless you trust it."}
     )
@@ -111,8 +114,9 @@ def _inspect(store: TopKStore) -> None:
 
 
 def _audit(store: TopKStore, options: StoreArguments) -> None:
+    from trl_reasoning_distill.data.examples import describe_examples
     from trl_reasoning_distill.scripts.reading import ReaderArguments
-    from trl_reasoning_distill.teacher.audit import audit_store, plot_audit
+    from trl_reasoning_distill.teacher.audit import audit_store, plot_audit, sample_of
 
     made_with = store.fingerprint
     from_server = made_with.get("engine") == "openai" and options.teacher is None
@@ -127,6 +131,15 @@ def _audit(store: TopKStore, options: StoreArguments) -> None:
     )
     teacher = options.teacher or made_with["teacher"]
     tokenizer = arguments.load_tokenizer(teacher, options.chat_template_path)
+    if options.dry_run:
+        numbers = sample_of(store, options.num_rows)
+        rows = [store.row(number) for number in numbers]
+        read, positions = sum(len(row.input_ids) for row in rows), sum(row.count for row in rows)
+        print(
+            f"audit: {teacher} would read {len(rows):,} of {store.rows:,} rows again, {read:,} tokens, and {positions:,} records be compared"
+        )
+        print(describe_examples([{"input_ids": r.input_ids.tolist(), "labels": r.labels} for r in rows[:2]], tokenizer))
+        return
     reader = arguments.make_reader(teacher, tokenizer, store.top_k, store.temperatures)
     audit = audit_store(store, reader, tokenizer, num_rows=options.num_rows)
     print(f"read again: {audit.rows} rows, {audit.positions:,} positions")

@@ -99,7 +99,7 @@ def main(args: list[str] | None = None) -> None:
     if not traces:
         raise ValueError(f"{path} holds no traces. Run generate first.")
     if options.dry_run:
-        print(f"verify: {len(traces)} traces in {path} would be verified, as written in the format {format_name!r}")
+        _print_plan(traces, path, format_name, options)
         return
     settings = dataclasses.asdict(options) | dataclasses.asdict(selection) | {"response_format": format_name}
     del settings["verify_workers"]  # a stopped run may go on with more
@@ -119,6 +119,25 @@ def main(args: list[str] | None = None) -> None:
         )
         run.finish(counts, result)
         print(f"verify: {result}")
+
+
+def _print_plan(traces: Sequence[Trace], path: Path, format_name: str, options: VerifyArguments) -> None:
+    """What a real run would do, and what it would say of two traces: of two problems, if there are two."""
+    from trl_reasoning_distill.data.examples import describe_trace
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.teacher.selection import VerifiedTrace
+
+    first = list({trace.problem_id: trace for trace in reversed(traces)}.values())[::-1]
+    open_ended = sum(trace.answer is None for trace in traces)
+    cut = sum(trace.finish_reason == "length" for trace in traces)
+    print(
+        f"verify: {len(traces):,} traces of {len(first):,} problems in {path} would be verified, as written in the format "
+        f"{format_name!r}; {open_ended:,} have no gold answer, {cut:,} were cut at the token limit and are not trained on"
+    )
+    chosen = first[:2] if len(first) > 1 else traces[:2]
+    for row in _verify_chunk(chosen, ReasoningFormat.preset(format_name), options):
+        verified = VerifiedTrace.from_row(row)
+        print(describe_trace(verified, verified))
 
 
 def verify_traces(

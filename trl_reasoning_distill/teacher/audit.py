@@ -57,7 +57,7 @@ def audit_store(store: TopKStore, reader: Reader, tokenizer: Any, *, num_rows: i
     config = CaptureConfig(
         assistant_only=bool(made_with.get("assistant_only")), chat_template_kwargs=made_with.get("chat_template_kwargs")
     )
-    numbers = np.unique(np.linspace(0, store.rows - 1, min(num_rows, store.rows)).astype(int))
+    numbers = sample_of(store, num_rows)
     anchored = []
     for number in numbers:
         example = store.example(number)
@@ -81,6 +81,11 @@ def audit_store(store: TopKStore, reader: Reader, tokenizer: Any, *, num_rows: i
         same_top1=float((dense.ids[:, 0] == stored.ids[:, 0]).mean()),
         bytes_per_position=sum(entry["bytes"] for entry in store.manifest["shards"]) / max(1, len(store)),
     )
+
+
+def sample_of(store: TopKStore, num_rows: int) -> list[int]:
+    """Numbers of so many rows, spread evenly over a store."""
+    return np.unique(np.linspace(0, store.rows - 1, min(num_rows, store.rows)).astype(int)).tolist()
 
 
 def divergence(teacher: TopKLogProbs, stored: TopKLogProbs) -> npt.NDArray[np.float64]:

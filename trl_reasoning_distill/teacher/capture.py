@@ -152,14 +152,13 @@ def _write_unit(
     fingerprint: Mapping[str, Any],
 ) -> int:
     """Let the teacher read a unit and write it down; returns the tokens read."""
-    limit = min(config.max_length or sys.maxsize, teacher.context_length or sys.maxsize)
     left_out = {"too_long": 0, "not_anchored": 0}
     kept: list[AnchoredRow] = []
     for row in rows:
         anchored = anchor_row(tokenizer, row, config)
         if anchored is None:
             left_out["not_anchored"] += 1
-        elif max(len(anchored.input_ids), len(anchored.teacher_ids)) > limit:
+        elif is_too_long(anchored, config, teacher.context_length):
             left_out["too_long"] += 1
         else:
             kept.append(anchored)
@@ -236,6 +235,12 @@ def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow |
     if asked != [teacher.input_ids[t] for t in positions]:
         return None
     return AnchoredRow(example, student.input_ids, student.labels, teacher.input_ids, positions)
+
+
+def is_too_long(row: AnchoredRow, config: CaptureConfig, context_length: int | None) -> bool:
+    """Whether a row has more tokens, for student or teacher, than `max_length` or the teacher's context."""
+    limit = min(config.max_length or sys.maxsize, context_length or sys.maxsize)
+    return max(len(row.input_ids), len(row.teacher_ids)) > limit
 
 
 _READER = "reader"
