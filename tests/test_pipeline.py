@@ -35,6 +35,14 @@ class Machine:
         self.started: list[str] = []
         self.commands: list[list[str]] = []
         self.codes: dict[str, int] = {}
+        self.looked_at: list[str] = []
+        self.refuses = False
+
+    def look_ahead(self, script: str, words: list[str]) -> None:
+        assert words[-1] == "--dry_run"
+        self.looked_at.append(script)
+        if self.refuses:
+            raise SystemExit(1)
 
     def __call__(self, command: list[str]) -> int:
         words = command[command.index("trl_reasoning_distill.scripts") + 1 :]
@@ -70,6 +78,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr(launch, "run_command", machine)
+    monkeypatch.setattr(launch, "run_in_process", machine.look_ahead)
     return machine
 
 
@@ -177,9 +186,18 @@ def test_only_and_from_choose(run: Run, machine: Machine) -> None:
 def test_a_dry_run_starts_nothing_and_shows_commands_that_work_by_hand(run: Run, machine: Machine) -> None:
     text = run("--dry_run")
     assert machine.started == []
+    assert machine.looked_at == ["generate"]
     assert not Path("runs").exists()
     assert "recipes/generate.py --config recipes/tiny/generate.yaml" in text
-    assert "check: trl-distill verify --config recipes/tiny/check.yaml" in text
+    assert "check: trl-distill verify --config recipes/tiny/check.yaml (waits for generate)" in text
+    assert "report.yaml" not in text
+    run("--only", "generate")
+    machine.looked_at.clear()
+    assert "generate: done before" in run("--dry_run")
+    assert machine.looked_at == ["verify"], "its input is there now"
+    machine.refuses = True
+    with pytest.raises(SystemExit):
+        run("--dry_run")
     run()
     assert run("--dry_run").splitlines() == [f"{name}: done before" for name in ("generate", "check", "report")]
 

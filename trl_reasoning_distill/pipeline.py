@@ -23,6 +23,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from typing import Any
 
 from trl_reasoning_distill import launch
 from trl_reasoning_distill.data.files import read_json, write_json
-from trl_reasoning_distill.data.manifest import StageManifest, describe_input, read_manifest
+from trl_reasoning_distill.data.manifest import MANIFEST_NAME, StageManifest, describe_input, read_manifest
 from trl_reasoning_distill.scripts import STAGES, options, stage
 from trl_reasoning_distill.shipped import RECIPE_NAME
 
@@ -84,8 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
         check_options(item)
     run_folder = Path(arguments.runs_dir) / recipe.resolve().name
     if arguments.dry_run:
-        for item in stages:
-            print(_describe(item, run_folder, launcher_words, arguments.overwrite))
+        _look_ahead(stages, run_folder, launcher_words, arguments.overwrite)
         return
     _run_all(stages, run_folder, launcher_words, arguments.overwrite)
     for item in stages:
@@ -167,6 +167,51 @@ def _run_all(stages: Sequence[RecipeStage], run_folder: Path, launcher_words: li
         print(f"{label}: done in {seconds} | {manifest.result}", flush=True)
 
 
+def _look_ahead(stages: Sequence[RecipeStage], run_folder: Path, launcher_words: list[str], overwrite: bool) -> None:
+    """Say what would run, and let each stage say what it would do, as far as its inputs exist."""
+    refused = []
+    for item in stages:
+        if is_done(item, run_folder) is not None:
+            print(f"{item.name}: done before", flush=True)
+            continue
+        words = [*_shown(item, launcher_words), *(["--overwrite"] if overwrite else [])]
+        unfinished = _unfinished_inputs(item, run_folder)
+        waits = f" (waits for {', '.join(unfinished)})" if unfinished else ""
+        print(f"{item.name}: {shlex.join(words)}{waits}", flush=True)
+        if not unfinished and not _dry_run(item):
+            refused.append(item.name)
+    if refused:
+        raise SystemExit(1)
+
+
+def _unfinished_inputs(item: RecipeStage, run_folder: Path) -> list[str]:
+    """The stages of this run that a stage reads from and that have not finished."""
+    values: list[Any] = [value for name, value in item.options.items() if name != "output_dir"]
+    stages: dict[str, None] = {}
+    for value in values:  # grows while it is read
+        if isinstance(value, list | dict):
+            values += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and (path := Path(value.rpartition("=")[2])).is_relative_to(run_folder):
+            stages |= dict.fromkeys(path.relative_to(run_folder).parts[:1])
+    return [name for name in stages if not (run_folder / name / MANIFEST_NAME).is_file()]
+
+
+def _dry_run(item: RecipeStage) -> bool:
+    """Let a stage say what it would do, in this process; whether it would."""
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, f"{item.name}.yaml")
+        write_json(config, item.options)
+        try:
+            launch.run_in_process(item.script, ["--config", str(config), "--dry_run"])
+        except SystemExit as stop:  # the stage has said why
+            return not stop.code
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+    return True
+
+
 def _stop(label: str, code: int, seconds: str) -> None:
     again = shlex.join(["trl-distill", *sys.argv[1:]])
     stopped = code in _STOPPED
@@ -193,7 +238,11 @@ def _parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--overwrite", action="store_true", help="Clear and redo stages whose options or inputs have changed."
     )
-    parser.add_argument("--dry_run", action="store_true", help="Check the recipe, say what would run, and stop.")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Check the recipe, and say what each stage would do as far as its inputs exist.",
+    )
     own = [flag for action in parser._actions for flag in action.option_strings]
     launcher_words, own_words = launch.split_launch_options(sys.argv[2:] if args is None else args, own)
     return parser.parse_args(own_words), launcher_words
@@ -264,13 +313,6 @@ def _shown(item: RecipeStage, launcher_words: list[str]) -> list[str]:
         for word in launch.complete_launch_options(launcher_words)
     ]
     return ["accelerate", "launch", *launcher, f"recipes/{item.script}.py", *item.words]
-
-
-def _describe(item: RecipeStage, run_folder: Path, launcher_words: list[str], overwrite: bool) -> str:
-    if is_done(item, run_folder) is not None:
-        return f"{item.name}: done before"
-    words = [*_shown(item, launcher_words), *(["--overwrite"] if overwrite else [])]
-    return f"{item.name}: {shlex.join(words)}"
 
 
 def _clock(seconds: float) -> str:

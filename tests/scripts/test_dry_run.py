@@ -12,7 +12,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tests.trainer import tiny
+from trl_reasoning_distill import pipeline
 from trl_reasoning_distill.data.files import write_jsonl
+from trl_reasoning_distill.data.manifest import StageRun
 from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.scripts import (
     align,
@@ -29,6 +31,7 @@ from trl_reasoning_distill.scripts import (
     verify,
 )
 from trl_reasoning_distill.scripts import store as store_command
+from trl_reasoning_distill.shipped import copy_recipe
 
 TRAINING = {"bf16": False, "use_cpu": True, "report_to": "none", "per_device_train_batch_size": 2}
 
@@ -241,3 +244,29 @@ def test_store_audit_and_report_say_what_they_would_read(
     text = capsys.readouterr().out
     assert "evaluation: 3 problems × 1 answers of base, sft; nobody plays teacher, distilled" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_walked_as_far_as_its_inputs_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy_recipe("quickstart", Path("mine"))
+    walk = ["mine", "--runs_dir", "elsewhere", "--accelerate_config", "cpu", "--dry_run"]
+    pipeline.main(walk)
+    text = capsys.readouterr().out
+    assert "asked for 2 samples for each of 1,000 problems" in text
+    assert re.findall(r"^(\w+): .* \(waits for (.*)\)$", text, re.MULTILINE) == [
+        ("verify", "generate"), ("sft", "verify"), ("capture", "verify"), ("distill", "verify, capture"), ("evaluate", "sft, distill"),
+        ("report", "evaluate, capture, sft, distill"),
+    ]  # fmt: skip
+    assert not Path("elsewhere").exists()
+    with StageRun("verify", "elsewhere/mine/verify", {}, {}) as run:
+        write_jsonl(run.output_dir / "train.jsonl", tiny.make_rows(8))
+        run.finish({}, "")
+    before = sorted(tmp_path.rglob("*"))
+    pipeline.main([*walk, "--only", "sft", "capture", "distill"])
+    text = capsys.readouterr().out
+    assert "15 steps of 16 rows" in text
+    assert "would read 8 of 8 rows" in text
+    assert len(marked(text)) == 4
+    assert sorted(tmp_path.rglob("*")) == before
