@@ -1,4 +1,4 @@
-"""Every link between the pages leads somewhere."""
+"""Every link between the pages leads somewhere, and every name they speak of exists."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 FOLDERS = ("docs", "recipes")
+BLOCK = re.compile(r"```.*?```", re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+NAME = re.compile(r"(?<![\w./-])[a-z][a-z0-9]*_\w+(?![\w/]|\.\w)")
+NAMES_OF_OTHERS = {"weights_only"}  # torch.load's
 
 
 def broken_links(root: Path) -> list[str]:
@@ -35,3 +39,38 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("[here](docs/a.md#part) [there](https://example.org) [lost](docs/b.md)")
     (tmp_path / "docs" / "a.md").write_text("[back](../README.md) ![none](c.png)")
     assert broken_links(tmp_path) == ["README.md: docs/b.md", "docs/a.md: c.png"]
+
+
+def unknown_names(root: Path) -> list[str]:
+    """Names such as `kd_weight` that a page speaks of and no code, recipe or test knows, as `page: name`."""
+    sources = [
+        path
+        for folder in ("trl_reasoning_distill", "recipes", "accelerate_configs", "benchmarks", "tests")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".py", ".yaml", ".j2", ".sbatch") and path != Path(__file__)
+    ]
+    known = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in sources))) | NAMES_OF_OTHERS
+    return [
+        f"{page.relative_to(root)}: {name}"
+        for page in _pages(root)
+        for code in CODE.findall(_own_text(page))
+        for name in NAME.findall(code)
+        if name not in known
+    ]
+
+
+def _own_text(page: Path) -> str:
+    """A page without its blocks of code, and without the column in which the migration page has other projects' names."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return re.sub(r"^\|[^|]*\|", "", text, flags=re.MULTILINE) if page.name == "migration.md" else text
+
+
+def test_no_page_speaks_of_a_name_that_is_gone(repository: Path) -> None:
+    assert unknown_names(repository) == []
+
+
+def test_a_name_that_is_gone_is_found(tmp_path: Path) -> None:
+    (tmp_path / "trl_reasoning_distill").mkdir()
+    (tmp_path / "trl_reasoning_distill" / "config.py").write_text("kd_weight: float = 1.0")
+    (tmp_path / "README.md").write_text("`kd_weight: 3` and `kd_wait`\n```\n`kd_code`\n```\n")
+    assert unknown_names(tmp_path) == ["README.md: kd_wait"]
