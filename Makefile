@@ -7,6 +7,7 @@ JOBS ?= 2
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 
+CONSTRAINTS := constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed check fmt docs bench clean
+.PHONY: help demo test test-slow test-distributed test-chaos test-lowest check fmt docs bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -31,6 +32,12 @@ test-slow: $(VENV)/installed-dev ## the tests marked slow: real models and real 
 
 test-distributed: $(VENV)/installed-dev ## the tests that start several processes
 	$(QUIET) $(BIN)/python -m pytest -m 'distributed and not gpu'
+
+test-chaos: $(VENV)/installed-dev ## kill every stage at random moments, 100 times in all, and compare what it makes in the end
+	$(QUIET) $(BIN)/python -m pytest -m chaos
+
+test-lowest: ## the default test suite with the lowest versions that pyproject.toml declares, in .venv-lowest
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
 check: $(VENV)/installed-dev ## lint, format, types and import rules
 	$(BIN)/ruff check .
@@ -50,21 +57,21 @@ bench: $(VENV)/installed-dev ## run every benchmark in its quick form
 	@for benchmark in $(wildcard benchmarks/*.py); do echo "== $$benchmark"; $(BIN)/python $$benchmark --quick || exit 1; done
 
 clean: ## remove the virtual environment and caches; results (runs/) stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and by itself: so a wheel that lies on this disk, or another index, can serve it.
-$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) -c constraints.txt -e '.[report]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[report]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(PIP) -c constraints.txt -e '.[docs]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[docs]'
 	@touch $@
