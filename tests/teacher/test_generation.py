@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -258,46 +256,6 @@ def test_time_counts_over_all_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert counts["seconds"] > spent + 10
     assert counts["tokens_per_second"] == pytest.approx(75 / counts["seconds"], abs=0.06)
     assert not (tmp_path / "clock.jsonl").exists()
-
-
-_KILLED = """
-import itertools, sys, time
-from trl_reasoning_distill.data.synthetic import iter_problems
-from trl_reasoning_distill.teacher import generation
-from trl_reasoning_distill.teacher.engines import GenerationOutput, SamplingConfig
-class Slow:  # as PlannedEngine; importing that would take longer than all of this
-    name = "planned"
-    def generate(self, requests, sampling):
-        for request in requests:
-            time.sleep(0.05)
-            yield request, GenerationOutput(f"<think>\\n{request.seed}\\n</think>\\n\\n-1", "stop", 5, 7, 0.1)
-generation.in_chunks = lambda items: ([item] for item in items)
-config = generation.GenerationConfig(num_samples=3, seed=1, sampling=SamplingConfig(16, temperature=1.0))
-generation.generate(itertools.islice(iter_problems("train"), 40), Slow(), config, sys.argv[1], show_progress=False)
-"""
-
-
-def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, repository: Path) -> None:
-    command = [sys.executable, "-c", _KILLED, str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    made: list[str] = []
-    for more in (1, 20):
-        process = subprocess.Popen(command, env=environment, cwd=repository)
-        own = tmp_path / "killed" / "traces.rank0.jsonl"
-        while process.poll() is None and not (own.exists() and own.read_bytes().count(b"\n") > len(made) + more):
-            time.sleep(0.01)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        lines = own.read_text().splitlines()
-        assert lines[: len(made)] == made, "what was made before the kill is kept as it was"
-        made = [line for line in lines if line.endswith("}")]
-    assert 22 <= len(made) < 120
-    engine = PlannedEngine()
-    generate(problems(40), engine, THREE, tmp_path / "killed")
-    assert len(engine.asked) == 120 - len(made)
-    generate(problems(40), PlannedEngine(), THREE, tmp_path / "whole")
-    assert (tmp_path / "killed" / "traces.jsonl").read_bytes() == (tmp_path / "whole" / "traces.jsonl").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["problems.jsonl", "traces.jsonl"]
 
 
 _RANK = """

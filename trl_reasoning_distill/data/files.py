@@ -18,6 +18,7 @@ from typing import IO, Any
 import xxhash
 
 _HASH_CHUNK = 1 << 22
+_TEMPORARY = ".tmp"
 # Half of a surrogate pair, which a cut completion can hold, has no UTF-8; as `\ud83d` it is what JSON itself writes for it.
 _SURROGATES = "backslashreplace"
 
@@ -41,7 +42,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {"encoding": "utf-8", "errors": _SURROGATES, "newline": "\n"} if mode == "w" else {}
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
     try:
         with os.fdopen(descriptor, mode, **text) as handle:  # type: ignore[call-overload]
             yield handle
@@ -53,6 +54,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         Path(temporary).unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
+
+
+def remove_torn(folder: str | os.PathLike[str], name: str = "*") -> None:
+    """Remove the temporary files, below a folder, of `atomic_write`s of files called `name` that were killed."""
+    for left_over in Path(folder).rglob(f".{name}.*{_TEMPORARY}"):
+        left_over.unlink()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 import xxhash
 
-from trl_reasoning_distill.data.files import hash_path, read_json, write_json
+from trl_reasoning_distill.data.files import hash_path, read_json, remove_torn, write_json
 
 MANIFEST_NAME = "manifest.json"
 RUN_NAME = "run.json"
@@ -183,10 +183,15 @@ class StageRun:
                 raise ValueError(self._describe_conflict(name, earlier))
             self.is_finished = name == MANIFEST_NAME
             self.is_resumed = name == RUN_NAME
-        if self.is_main and not self.is_finished:
+        if self.is_main and self.is_finished:
+            (self.output_dir / RUN_NAME).unlink(missing_ok=True)  # killed between the manifest and this
+        elif self.is_main:
             if self.overwrite and any((self.output_dir / name).exists() for name in (MANIFEST_NAME, RUN_NAME)):
                 shutil.rmtree(self.output_dir)  # only ever a folder that an earlier stage marked as its own
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_torn(
+                self.output_dir, "*" if self.is_resumed else RUN_NAME
+            )  # a folder that is new may hold others' files
             identity = {
                 "stage": self.stage,
                 "fingerprint": self.fingerprint,

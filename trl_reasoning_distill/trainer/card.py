@@ -128,7 +128,8 @@ def _metrics(state: Any) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for entry in state.log_history:
         last |= entry
-    names = [name for name in last if name.endswith("loss") or name.startswith("eval_math")]
+    last.pop("train_loss", None)  # of the steps since the last resumption alone
+    names = sorted(name for name in last if name.endswith("loss") or name.startswith("eval_math"))
     facts: dict[str, Any] = {"steps": f"{state.global_step:,}"}
     facts |= {name: f"{last[name]:.4f}" for name in names if not math.isnan(last[name])}
     if state.best_metric is not None:

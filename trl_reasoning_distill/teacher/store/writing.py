@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from trl_reasoning_distill.data.files import atomic_write
+from trl_reasoning_distill.data.files import atomic_write, remove_torn
 from trl_reasoning_distill.data.tokenization import row_hash
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store.codec import ENCODINGS, Encoding
@@ -77,7 +77,8 @@ class TopKStoreWriter:
         self._shards: list[dict[str, Any]] = []
         self._rows = RowsWriter()
         self._row_hashes = xxhash.xxh3_128()
-        for left_over in [*(self.path / "shards").glob("*"), *self.path.glob(".*.tmp")]:
+        remove_torn(self.path)
+        for left_over in (self.path / "shards").glob("*"):
             left_over.unlink()
 
     def add(
