@@ -60,6 +60,11 @@ class ModelSpec:
         model = f"{self.options['engine']}:{self.model}" if "engine" in self.options else self.model
         return f"{model} ({', '.join(told)})" if told else model
 
+    @property
+    def trusts_remote_code(self) -> bool:
+        """Whether its own options let its code run."""
+        return bool(self.options.get("trust_remote_code"))
+
     def arguments(self, arguments: EngineArguments) -> EngineArguments:
         """The engine's options, with the model's own in place of those of `arguments`."""
         return dataclasses.replace(arguments, **self.options)

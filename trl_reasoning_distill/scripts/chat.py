@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.scripts.problems import PromptArguments, SamplingArguments
-from trl_reasoning_distill.scripts.stage import is_main_process, parse_stage, stage_main
+from trl_reasoning_distill.scripts.stage import is_main_process, parse_stage, stage_main, warn_of_remote_code
 from trl_reasoning_distill.teacher.engines import EngineArguments
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def main(args: list[str] | None = None) -> None:
     is_terminal = sys.stdout.isatty()
     color = options.color == "always" or (options.color == "auto" and takes_colour())
     width = shutil.get_terminal_size((80, 24)).columns if is_terminal else 80
+    warn_of_remote_code([f"{role} {spec.model}" for role, spec in options.models().items() if spec.trusts_remote_code])
     engines = {role: spec.load(engine) for role, spec in options.models().items()}
     response_format, settings = prompt.make_format(), sampling.make_sampling()
     for question, gold in _questions(options, lambda: sys.stdin):

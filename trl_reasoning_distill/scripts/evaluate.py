@@ -23,7 +23,7 @@ from trl_reasoning_distill.evaluation.export import EXPORTS, export_results
 from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.running import open_run, settings_of
-from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
+from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main, warn_of_remote_code
 from trl_reasoning_distill.teacher.engines import EngineArguments
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def main(args: list[str] | None = None) -> None:
     from trl_reasoning_distill.teacher.processes import launch_state
 
     models = parse_models(options.models)
+    warn_of_remote_code([f"{name} {spec.model}" for name, spec in models.items() if spec.trusts_remote_code])
     response_format = prompt.make_format(source.source)
     config = EvaluationConfig(
         sampling.make_sampling(),

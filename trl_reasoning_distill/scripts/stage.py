@@ -45,6 +45,20 @@ if TYPE_CHECKING:
 
 _GRACE_SECONDS = 15.0
 
+_MODEL_OPTIONS = (
+    *("model", "models", "model_name_or_path", "student", "teacher", "teacher_model_name_or_path"),
+    *(
+        "tokenizer",
+        "teacher_tokenizer",
+        "teacher_tokenizer_name_or_path",
+        "chat_template_path",
+        "adapter",
+        "store",
+        "path",
+    ),
+)
+"""Options that name what `trust_remote_code` trusts; a store names the teacher whose tokenizer is loaded."""
+
 COMMAND_VARIABLE = "TRD_COMMAND"
 """The environment variable in which `trl-distill` tells its stages what the user typed."""
 
@@ -105,7 +119,17 @@ def parse_stage(parser: TrlParser, args: Sequence[str] | None = None) -> tuple[A
         check_known([word for word in unknown if word.startswith("-")] or unknown, option_names(parser), "command line")
     except (ValueError, FileNotFoundError) as error:
         exit_with(error, USAGE_ERROR)
+    chosen = {name: value for part in values for name, value in vars(part).items()}
+    if chosen.get("trust_remote_code"):
+        warn_of_remote_code([f"{name} {chosen[name]}" for name in _MODEL_OPTIONS if chosen.get(name)])
     return tuple(values)
+
+
+def warn_of_remote_code(models: Sequence[str]) -> None:
+    """Say loudly, on the main process, that these models' own code is about to run; nothing for no model."""
+    if models and is_main_process():
+        text = f"WARNING: trust_remote_code is on: Python code that comes with {', '.join(models)} WILL RUN on this machine, with your rights."
+        print(text, file=sys.stderr, flush=True)
 
 
 def split_config(args: Sequence[str]) -> tuple[str | None, list[str]]:
