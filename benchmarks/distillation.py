@@ -52,15 +52,21 @@ def distilled(group: str, **options: Any) -> Arm:
     return Arm("distill", group, options)
 
 
+def live(**options: Any) -> Arm:
+    """The teacher is asked while the student trains, also on what the student writes; weight and rate as in the others."""
+    return Arm("gkd", "live", {"kd_weight": 3.0, "learning_rate": 1e-3} | options)
+
+
 ARMS = {
     CONTROL: Arm("sft", "main"),
     "distilled": distilled("main"),
-    "distilled, α = 0.35": distilled("main", kd_weight=0.35),
     "SFT, half the epochs": Arm("sft", "control", {"num_train_epochs": 0.5}),
     "SFT, half the rate": Arm("sft", "control", {"learning_rate": 5e-4}),
     "distilled, twice the epochs": distilled("control", num_train_epochs=2.0),
+    "α = 0.35": distilled("weight", kd_weight=0.35),
     "α = 1": distilled("weight", kd_weight=1.0),
-    "α = 10, twice the rate": distilled("weight", kd_weight=10.0, learning_rate=2e-3),
+    "α = 10": distilled("weight", kd_weight=10.0),
+    "α = 10, twice the rate": distilled("rate", kd_weight=10.0, learning_rate=2e-3),
     "K = 1": distilled("K", top_k=1),
     "K = 3": distilled("K", top_k=3),
     "K = 25": distilled("K", top_k=25),
@@ -70,10 +76,22 @@ ARMS = {
     "reverse KL": distilled("support", kd_divergence="reverse_kl"),
     "adaptive K, top-p 0.95": distilled("support", top_k=25, kd_top_p=0.95),
     "KL to the base 0.1": distilled("more", use_kl_regularization=True, kl_coef=0.1),
-    "context: the answer": Arm("distill", "more", {}, {"teacher_prompt": "{prompt}\n\nHint: {answer}"}),
-    "GKD, half on the student's text": Arm("gkd", "GKD"),
-    "GKD, all on the student's text": Arm("gkd", "GKD", {"lmbda": 1.0}),
+    "context: a worked example": Arm(
+        "distill", "more", {}, {"teacher_context": "few_shot", "teacher_context_shots": 1}
+    ),
+    "live, half on the student's text": live(),
+    "live, all on the student's text": live(lmbda=1.0, sft_weight=0.0),
+    "live, α = 10, twice the rate": live(kd_weight=10.0, learning_rate=2e-3),
+    "live, α = 10, twice the rate, three times the epochs": live(
+        kd_weight=10.0, learning_rate=2e-3, num_train_epochs=3.0
+    ),
+    "SFT, three times the epochs": Arm("sft", "control", {"num_train_epochs": 3.0}),
+    "distilled, three times the epochs": distilled("control", num_train_epochs=3.0),
 }
+
+
+SWEEPS = (("K", "top_k", 10), ("T", "kd_temperature", 2.0), ("weight", "kd_weight", 3.0))
+"""Groups of arms that change one option, the option, and its value in the recipe: the arm "distilled"."""
 
 
 class UnavailableError(Exception):
@@ -264,14 +282,42 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def plot_sweeps(report: Mapping[str, Any], path: Path) -> None:
+    """The difference to the control against K, T and α, with intervals, as SVG."""
+    from matplotlib import pyplot
+
+    rows = {row["arm"]: row for row in report["arms"] if row["difference"] is not None}
+    curves = []
+    for group, option, shipped in SWEEPS:
+        arms = {ARMS[name].options[option]: row for name, row in rows.items() if ARMS[name].group == group}
+        curves.append(sorted((arms | {shipped: rows["distilled"]}).items()) if arms and "distilled" in rows else [])
+    if not all(curves):
+        return
+    figure, panels = pyplot.subplots(1, len(SWEEPS), figsize=(8, 2.6), layout="constrained", sharey=True)
+    for axes, curve, (_, option, shipped) in zip(panels, curves, SWEEPS, strict=True):
+        places = range(len(curve))
+        means = [100 * row["difference"] for _, row in curve]
+        low, high = ([100 * row["difference_ci95"][end] for _, row in curve] for end in (0, 1))
+        axes.vlines(places, low, high, color="#2f74d0", linewidth=2)
+        axes.plot(places, means, "D-", color="#dc6a28", markersize=5, linewidth=1)
+        axes.axhline(0, color="0.6", linewidth=1)
+        axes.set_xticks(places, [f"{value:g}{' *' if value == shipped else ''}" for value, _ in curve])
+        axes.set_xlabel(f"{option} (* as shipped)")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("points over SFT (95 %)")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def write(report: Mapping[str, Any], output: Path | None) -> None:
-    """`OUTPUT.json`, `OUTPUT.md` and `OUTPUT.svg`."""
+    """`OUTPUT.json`, `OUTPUT.md`, `OUTPUT.svg` and `OUTPUT-sweeps.svg`."""
     if output is None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     output.with_suffix(".md").write_text(markdown(report))
     plot(report, output.with_suffix(".svg"))
+    plot_sweeps(report, output.with_name(f"{output.name}-sweeps.svg"))
 
 
 def _percent(share: float | None) -> str:
