@@ -205,7 +205,7 @@ def test_accumulation_and_padding_do_not_change_the_gradient(gkd: Any, options: 
 
 
 def test_stock_does_not_count_ranks() -> None:
-    assert "num_processes" not in inspect.getsource(GKDTrainer.compute_loss)  # ours: tests/distributed/test_gkd.py
+    assert "num_processes" not in inspect.getsource(GKDTrainer.compute_loss)  # ours: tests/distributed/test_matrix.py
 
 
 def test_a_completion_as_long_as_max_length_never_ends_the_run(gkd: Any, stock: Any) -> None:
