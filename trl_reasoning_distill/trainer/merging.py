@@ -11,7 +11,10 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from trl_reasoning_distill.trainer.trl_bridge import loading_whole
 
+
+@loading_whole()
 def merge_adapter(
     adapter: str | os.PathLike[str],
     output: str | os.PathLike[str],

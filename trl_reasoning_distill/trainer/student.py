@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, PreTra
 
 from trl_reasoning_distill.data.files import read_json, write_json
 from trl_reasoning_distill.trainer.templates import add_chat_template
+from trl_reasoning_distill.trainer.trl_bridge import loading_whole
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def train_rows(peft_config: Any, model: str, ids: list[int]) -> None:
 
     A layer that `modules_to_save` already trains as a whole is left to that.
     """
-    with torch.device("meta"):
+    with loading_whole(), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
     saved = set(peft_config.modules_to_save or ())
     layers = {_layer_name(empty, empty.get_input_embeddings()): ids}
@@ -144,6 +145,7 @@ def _layer_name(model: PreTrainedModel, layer: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is layer).rpartition(".")[2]
 
 
+@loading_whole()
 def _write_base_model(
     source: str, tokenizer: Any, pieces: Mapping[str, Sequence[int]], args: Any, options: Mapping[str, Any]
 ) -> tuple[str, Any]:

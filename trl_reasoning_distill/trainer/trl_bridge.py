@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import deepspeed as transformers_deepspeed
 from trl import SFTTrainer
 
 # TRL 1.16: not exported from the package root
@@ -36,6 +37,7 @@ __all__ = [
     "disable_dropout_in_model",
     "gathered_head",
     "load_balancing_loss",
+    "loading_whole",
     "main_process_first",
     "make_vllm",
     "prepare_deepspeed",
@@ -85,6 +87,17 @@ def _logit_transform(model: PreTrainedModel) -> tuple[float, float | None]:
     if (scaling := getattr(config, "logits_scaling", None)) is not None:
         return float(scaling if config.model_type == "hyperclovax" else 1 / scaling), softcap
     return 1.0, softcap
+
+
+@contextlib.contextmanager
+def loading_whole() -> Iterator[None]:
+    """Load models whole, as one rank alone may: under ZeRO-3, transformers shares a model out as it loads, and waits for all ranks to load it."""
+    found = transformers_deepspeed._hf_deepspeed_config_weak_ref
+    transformers_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        transformers_deepspeed._hf_deepspeed_config_weak_ref = found
 
 
 def load_balancing_loss(model: PreTrainedModel, router_logits: Any, attention_mask: Tensor | None) -> Tensor:
