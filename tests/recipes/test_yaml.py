@@ -36,6 +36,17 @@ def test_every_stage_parses_and_no_yaml_is_left_out(recipe: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_its_readme_says_what_it_takes_and_what_it_gives(recipe: Path) -> None:
+    text = (recipe / "README.md").read_text(encoding="utf-8")
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    for part in ("Hardware, time and memory", "result", "Variations"):
+        assert any(part.lower() in heading.lower() for heading in headings), f"no section on {part}"
+    assert f"trl-distill run recipes/{recipe.name}" in text
+    for item in read_recipe(recipe):
+        assert f"`{item.name}`" in text, item.name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_a_dry_run_plans_every_stage(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
