@@ -22,6 +22,7 @@ def test_killed_and_gone_on(road: Road, tmp_path: Path, name: str, kills: int) -
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_many_times(road: Road, tmp_path: Path, name: str) -> None:
     torment(*road(name), tmp_path, KILLS[name], seed=1)

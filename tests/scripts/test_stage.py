@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 from trl.scripts.utils import TrlParser
 
+from trl_reasoning_distill.data.disk import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError, require_extra
 from trl_reasoning_distill.scripts.stage import (
     _GRACE_SECONDS,
@@ -170,6 +171,7 @@ def main(args: list[str] | None = None) -> None:
     raise {
         "value": ValueError("top_k is wrong"),
         "extra": MissingExtraError("no matplotlib"),
+        "full": DiskFullError("no room"),
         "stop": KeyboardInterrupt(),
         "bug": TypeError(),
     }[args[-1]]
@@ -180,6 +182,7 @@ def main(args: list[str] | None = None) -> None:
     [
         ("value", 1, "error: top_k is wrong\n"),
         ("extra", 1, "error: no matplotlib\n"),
+        ("full", 1, "error: no room Then go on with: the same command again\n"),
         ("stop", 130, "Stopped by Ctrl-C; what was made is kept. Go on from here with: the same command again"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,28 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tests.trainer import tiny
 from tests.trainer.conftest import logged, weights
+from trl_reasoning_distill.data.disk import DiskFullError
 from trl_reasoning_distill.trainer import checkpoints
 from trl_reasoning_distill.trainer.checkpoints import MANIFEST, CheckpointError, find_problem, hash_rows, newest_valid
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
+
+
+class StopAfter(TrainerCallback):
+    """Ends a training after some steps, with a schedule made for more."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.steps
+
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "per_device_train_batch_size": 2}
 
@@ -53,7 +67,7 @@ def test_every_flipped_bit_and_every_cut_is_found(run: Callable[..., Any], tmp_p
     run(max_steps=1)
     folder, generator = tmp_path / "run" / "checkpoint-1", random.Random(0)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    for number in range(300):
+    for number in range(1000):
         file = files[number % len(files)]
         whole = file.read_bytes()
         if number % 5 == 0:
@@ -88,6 +102,28 @@ def test_newest_valid_one_is_taken_and_the_others_are_named(run: Callable[..., A
     trainer.train(resume_from_checkpoint=True)
     assert torch.equal(weights(trainer), weights(whole))
     assert logged(trainer, "num_tokens") == logged(whole, "num_tokens")
+
+
+def test_resumed_after_its_last_step_it_takes_no_further_one(run: Callable[..., Any]) -> None:
+    whole = run()
+    again = run(resume_from=True)
+    assert again.state.global_step == 3
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_full_disk_leaves_the_newest_whole_one(run: Callable[..., Any], tmp_path: Path) -> None:
+    whole = run("whole")
+    folder, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    run(max_steps=3, callbacks=[StopAfter(1)])
+    largest = max(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, before[1]))
+    try:
+        with pytest.raises(DiskFullError, match=rf"The newest whole checkpoint is {folder}/checkpoint-1\."):
+            run(resume_from=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (folder / "checkpoint-2").is_dir()
+    assert torch.equal(weights(run(resume_from=True)), weights(whole))
 
 
 def test_without_a_valid_one(run: Callable[..., Any], tmp_path: Path) -> None:

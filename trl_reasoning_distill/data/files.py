@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     text = {"encoding": "utf-8", "errors": _SURROGATES, "newline": "\n"} if mode == "w" else {}
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
     try:
-        with os.fdopen(descriptor, mode, **text) as handle:  # type: ignore[call-overload]
+        with _naming(path), os.fdopen(descriptor, mode, **text) as handle:  # type: ignore[call-overload]
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -122,7 +122,7 @@ def append_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with open(path, "a", encoding="utf-8", errors=_SURROGATES, newline="\n") as handle:
+    with _naming(path), open(path, "a", encoding="utf-8", errors=_SURROGATES, newline="\n") as handle:
         for row in rows:
             handle.write(_to_line(row))
             count += 1
@@ -192,6 +192,16 @@ def hash_path(path: str | os.PathLike[str], *, exclude: Collection[str] = ()) ->
             _update_from_file(content, file)
             digest.update(f"{'/'.join(parts)}\0{content.hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the system say which file it is about: of a full disk it does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _to_line(row: Mapping[str, Any]) -> str:

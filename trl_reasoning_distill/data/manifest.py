@@ -31,6 +31,7 @@ from typing import Any
 
 import xxhash
 
+from trl_reasoning_distill.data.disk import explain_full_disk
 from trl_reasoning_distill.data.files import hash_path, read_json, remove_torn, write_json
 
 MANIFEST_NAME = "manifest.json"
@@ -183,28 +184,20 @@ class StageRun:
                 raise ValueError(self._describe_conflict(name, earlier))
             self.is_finished = name == MANIFEST_NAME
             self.is_resumed = name == RUN_NAME
-        if self.is_main and self.is_finished:
-            (self.output_dir / RUN_NAME).unlink(missing_ok=True)  # killed between the manifest and this
-        elif self.is_main:
-            if self.overwrite and any((self.output_dir / name).exists() for name in (MANIFEST_NAME, RUN_NAME)):
-                shutil.rmtree(self.output_dir)  # only ever a folder that an earlier stage marked as its own
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            remove_torn(
-                self.output_dir, "*" if self.is_resumed else RUN_NAME
-            )  # a folder that is new may hold others' files
-            identity = {
-                "stage": self.stage,
-                "fingerprint": self.fingerprint,
-                "config": self.config,
-                "inputs": self.inputs,
-            }
-            write_json(self.output_dir / RUN_NAME, identity)
+        if self.is_main:
+            try:
+                self._open_folder()
+            except OSError as error:
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing to undo: a run that did not call `finish` stays unfinished, and resumes."""
+        """Nothing to undo: a run that did not call `finish` stays unfinished, and resumes. A full disk is said so."""
+        if error is not None and (full := explain_full_disk(error, self.output_dir)):
+            raise full from error
 
     def finish(self, counts: Mapping[str, int | float], result: str) -> None:
         """Write `manifest.json`, last of all files. Does nothing on ranks that are not main.
@@ -233,6 +226,18 @@ class StageRun:
         write_json(self.output_dir / MANIFEST_NAME, dataclasses.asdict(manifest))
         (self.output_dir / RUN_NAME).unlink(missing_ok=True)
         self.is_finished = True
+
+    def _open_folder(self) -> None:
+        """Clear what a kill has left, and mark the folder as this run's, unless its result is there."""
+        if self.is_finished:
+            (self.output_dir / RUN_NAME).unlink(missing_ok=True)  # killed between the manifest and this
+            return
+        if self.overwrite and any((self.output_dir / name).exists() for name in (MANIFEST_NAME, RUN_NAME)):
+            shutil.rmtree(self.output_dir)  # only ever a folder that an earlier stage marked as its own
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        remove_torn(self.output_dir, "*" if self.is_resumed else RUN_NAME)  # others may have files in a new folder
+        identity = {"stage": self.stage, "fingerprint": self.fingerprint, "config": self.config, "inputs": self.inputs}
+        write_json(self.output_dir / RUN_NAME, identity)
 
     def _find_earlier_run(self) -> tuple[str, dict[str, Any]] | None:
         for name in (MANIFEST_NAME, RUN_NAME):

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
+from trl_reasoning_distill.data.disk import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError
 from trl_reasoning_distill.interruption import InterruptedBySignal, interrupt, on_interruption
 from trl_reasoning_distill.scripts import options
@@ -237,14 +238,15 @@ def stage_main(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
             )
             with on_interruption(interrupt):
                 main(args)
+        except DiskFullError as error:
+            exit_with(error, 1, advice=f" Then go on with: {_command()}")
         except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MissingExtraError) as error:
             exit_with(error, 1)
         except KeyboardInterrupt as stop:
-            command = os.environ.get(COMMAND_VARIABLE, "the same command again")
             signal_name, code = (
                 (str(stop), stop.exit_code) if isinstance(stop, InterruptedBySignal) else ("Ctrl-C", 130)
             )
-            exit_with(f"Stopped by {signal_name}; what was made is kept. Go on from here with: {command}", code)
+            exit_with(f"Stopped by {signal_name}; what was made is kept. Go on from here with: {_command()}", code)
 
     return guarded
 
@@ -282,12 +284,17 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _command() -> str:
+    """What the user typed, to be typed again."""
+    return os.environ.get(COMMAND_VARIABLE, "the same command again")
+
+
 def _raise_error(message: str) -> NoReturn:
     raise ValueError(message)
 
 
-def exit_with(error: BaseException | str, code: int) -> NoReturn:
-    """Leave with an exit code and one line on stderr; with `TRD_DEBUG=1` raise the error itself.
+def exit_with(error: BaseException | str, code: int, *, advice: str = "") -> NoReturn:
+    """Leave with an exit code and one line on stderr, which `advice` ends; with `TRD_DEBUG=1` raise the error itself.
 
     Most errors strike all processes of a launch alike, and the launcher ends the others as soon as one has left. So the main process
     speaks first, and another one only if it is still there after `_GRACE_SECONDS`: then the error was its own.
@@ -298,7 +305,8 @@ def exit_with(error: BaseException | str, code: int) -> NoReturn:
     if not is_main_process():
         time.sleep(_GRACE_SECONDS)
         where = f"process {os.environ['RANK']}: "
-    print(where + (error if isinstance(error, str) else f"error: {error}"), file=sys.stderr, flush=True)
+    line = error if isinstance(error, str) else f"error: {error}"
+    print(f"{where}{line}{advice}", file=sys.stderr, flush=True)
     raise SystemExit(code) from (error if isinstance(error, BaseException) else None)
 
 

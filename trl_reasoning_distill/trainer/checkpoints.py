@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
+from trl_reasoning_distill.data.disk import explain_full_disk
 from trl_reasoning_distill.data.files import hash_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -222,7 +223,16 @@ class ResumableTrainer(Trainer):
             resume_from_checkpoint = found.path
             for line in found.skipped if self.is_world_process_zero() else ():
                 logger.warning("Skipped %s", line)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception as error:
+            if full := explain_full_disk(error, str(self.args.output_dir), self._describe_kept):
+                raise full from error
+            raise
+
+    def _describe_kept(self) -> str:
+        newest = newest_valid(Path(str(self.args.output_dir))).path
+        return f"The newest whole checkpoint is {newest}." if newest else "There is no whole checkpoint yet."
 
     def _hash_of_rows(self) -> str:
         """`hash_rows` of the training set, computed once as long as it is the same object."""

@@ -64,7 +64,7 @@ def gathered_head(model: PreTrainedModel, layer: torch.nn.Module | None = None) 
     layer = model.get_output_embeddings() if layer is None else layer
     weight: Any
     bias: Any
-    weight, bias = layer.weight, getattr(layer, "bias", None)
+    weight, bias = _weight(layer), getattr(layer, "bias", None)
     scale, softcap = _logit_transform(model)
     if isinstance(weight, DTensor):  # FSDP2, where the head is a shard group of its own
         weight, bias = _whole(weight), None if bias is None else _whole(bias)
@@ -75,6 +75,18 @@ def gathered_head(model: PreTrainedModel, layer: torch.nn.Module | None = None) 
 def _whole(parameter: DTensor) -> Tensor:
     """The full tensor of a sharded parameter; each rank's gradient counts, averaged as FSDP averages all others."""
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+
+
+def _weight(layer: Any) -> Any:
+    """A layer's weight. With rows that an adapter trains in it: PEFT 0.21 puts them there itself, but not where both are FSDP2's shards."""
+    adapter = getattr(layer, "token_adapter", None)
+    if adapter is None or not isinstance(adapter.base_layer.weight, DTensor):
+        return layer.weight
+    weight = _whole(adapter.base_layer.weight)
+    for name in adapter.active_adapters:
+        rows = torch.tensor(adapter.token_indices[name], device=weight.device)
+        weight = weight.index_copy(0, rows, _whole(adapter.trainable_tokens_delta[name]).to(weight.dtype))
+    return weight
 
 
 def _logit_transform(model: PreTrainedModel) -> tuple[float, float | None]:
@@ -167,6 +179,13 @@ class BridgedSFTTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        # transformers 5.23 takes a step before it looks whether one is left: resumed after its last step, a training would go on
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+        else:
+            self.control.should_training_stop = True
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
         # TRL 1.16 calls this from `__init__`, before `Trainer.__init__` has set these two, and from `evaluate`
