@@ -1,18 +1,25 @@
-"""Runs a recipe's own YAMLs with real launches, made small: other models, other data, fewer steps."""
+"""Runs a recipe's own YAMLs, made small: other models, other data, fewer steps."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from trl_reasoning_distill import launch, pipeline
 from trl_reasoning_distill.data.files import read_jsonl, write_json
 from trl_reasoning_distill.scripts.stage import read_config
+
+Overrides = Mapping[str, Mapping[str, Any]]
 
 TRAINING = {
     "max_steps": 2,
@@ -33,29 +40,23 @@ class FinishedRecipe:
     Attributes:
         runs: The folder of its stages.
         output: What was printed.
-        run_again: Runs it once more and returns what is printed.
     """
 
     runs: Path
     output: str
-    run_again: Callable[[], str]
+
+    @property
+    def folder(self) -> Path:
+        """Where it was run."""
+        return self.runs.parent.parent
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """The rows of a JSONL file of a stage, such as `"verify/train.jsonl"`."""
         return list(read_jsonl(self.runs / file))
 
 
-def run_recipe(
-    recipe: Path, folder: Path, overrides: Mapping[str, Mapping[str, Any]], *, timeout: float = 1500
-) -> FinishedRecipe:
-    """Copy a recipe, change some options, and run all its stages on the CPU, each in its own process.
-
-    Args:
-        recipe: Its folder.
-        folder: Where to run it; the paths of its YAMLs are relative to it.
-        overrides: Stage to the options that differ; a `None` takes the option out.
-        timeout: Seconds for the whole.
-    """
+def copy_recipe(recipe: Path, folder: Path, overrides: Overrides) -> Path:
+    """Copy a recipe to `folder/recipes` and change some of its stages' options; a `None` takes the option out."""
     copy = folder / "recipes" / recipe.name
     shutil.copytree(recipe, copy)
     stages = {path.stem for path in copy.glob("*.yaml")}
@@ -64,15 +65,48 @@ def run_recipe(
         path = copy / f"{stage}.yaml"
         options = read_config(path) | changes
         write_json(path, {key: value for key, value in options.items() if value is not None})  # JSON is YAML
+    return copy
 
-    def run() -> str:
-        command = [sys.executable, "-m", "trl_reasoning_distill.cli", "run", f"recipes/{recipe.name}"]
-        command += ["--accelerate_config", "cpu"]
-        environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"} | os.environ
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    return FinishedRecipe(folder / "runs" / recipe.name, run(), run)
+def run_as_a_user(copy: Path, *, timeout: float = 1500) -> FinishedRecipe:
+    """`trl-distill run` on the CPU: each stage launched in processes of its own."""
+    folder = copy.parent.parent
+    command = [sys.executable, "-m", "trl_reasoning_distill.cli", "run", f"recipes/{copy.name}"]
+    environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"} | os.environ
+    done = subprocess.run(
+        [*command, "--accelerate_config", "cpu"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return FinishedRecipe(folder / "runs" / copy.name, done.stdout)
+
+
+def run_in_process(copy: Path) -> FinishedRecipe:
+    """The same, with each stage's `main` called in this process: most of a launch is imports, six seconds of them."""
+
+    def run(command: Sequence[str]) -> int:
+        script, *words = command[command.index("trl_reasoning_distill.scripts") + 1 :]
+        launch.run_in_process(script, words)  # raises SystemExit where a process would have failed
+        return 0
+
+    output = io.StringIO()
+    folder = copy.parent.parent
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.chdir(folder)
+        patch.setattr(launch, "run_command", run)
+        patch.setenv("ACCELERATE_USE_CPU", "true")  # as accelerate_configs/cpu.yaml has it
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        pipeline.main([f"recipes/{copy.name}", "--accelerate_config", "cpu"])
+    return FinishedRecipe(folder / "runs" / copy.name, output.getvalue())
+
+
+WAYS = [
+    pytest.param(run_in_process, id="in_process"),
+    pytest.param(run_as_a_user, id="launched", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+]
+"""How each recipe is run: by default in a third of the time; all launches are real in `make test-slow`, and always in the quickstart."""

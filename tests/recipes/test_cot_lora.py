@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.running import TRAINING, FinishedRecipe, run_recipe
+from tests.recipes.running import TRAINING, WAYS, FinishedRecipe, copy_recipe
 from trl_reasoning_distill.data.files import read_json, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.sources import load_problems
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
 STAGES = ("generate", "verify", "sft", "evaluate", "report")
 
 
-@pytest.fixture(scope="module")
-def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRecipe:
+@pytest.fixture(scope="module", params=WAYS)
+def finished(
+    request: pytest.FixtureRequest, repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRecipe:
     folder = tmp_path_factory.mktemp("cot_lora")
     questions = load_problems("synthetic_arithmetic", limit=10)
     raw = [{"question": p.question} | ({"answer": p.answer} if index % 2 else {}) for index, p in enumerate(questions)]
@@ -32,7 +32,7 @@ def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest
         "evaluate": asked | {"models": {"base": student, "teacher": teacher, "sft": "runs/cot_lora/sft/final_model"}},
         "report": {"resamples": 200},
     }
-    return run_recipe(repository / "recipes" / "cot_lora", folder, overrides)
+    return request.param(copy_recipe(repository / "recipes" / "cot_lora", folder, overrides))
 
 
 def test_every_stage_runs_in_order_and_leaves_a_manifest(finished: FinishedRecipe) -> None:

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.recipes.running import TRAINING, FinishedRecipe, run_recipe
+from tests.recipes.running import TRAINING, WAYS, FinishedRecipe, copy_recipe
 from trl_reasoning_distill.data.files import read_json, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.scripts.stage import read_config
 from trl_reasoning_distill.teacher.store import TopKStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
 STAGES = ("data", "generate", "verify", "sft", "sft_control", "capture", "distill", "evaluate", "report")
 
 
-@pytest.fixture(scope="module")
-def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRecipe:
+@pytest.fixture(scope="module", params=WAYS)
+def finished(
+    request: pytest.FixtureRequest, repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRecipe:
     folder = tmp_path_factory.mktemp("gsm8k_topk")
     for split, count in (("train", 12), ("test", 6)):
         problems = load_problems("synthetic_arithmetic", split=split, limit=count)
@@ -40,7 +40,7 @@ def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest
         "evaluate": asked | {"models": evaluate["models"] | {"base": student, "teacher": teacher}, "data_dir": "copies"},
         "report": {"resamples": 200},
     }  # fmt: skip
-    return run_recipe(repository / "recipes" / "gsm8k_topk", folder, overrides)
+    return request.param(copy_recipe(repository / "recipes" / "gsm8k_topk", folder, overrides))
 
 
 def test_every_stage_runs_in_order_and_leaves_a_manifest(finished: FinishedRecipe) -> None:

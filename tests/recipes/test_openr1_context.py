@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.running import TRAINING, FinishedRecipe, run_recipe
+from tests.recipes.running import TRAINING, WAYS, FinishedRecipe, copy_recipe
 from trl_reasoning_distill.data.files import read_json, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.scripts.stage import read_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-
-@pytest.fixture(scope="module")
-def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRecipe:
+@pytest.fixture(scope="module", params=WAYS)
+def finished(
+    request: pytest.FixtureRequest, repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRecipe:
     folder = tmp_path_factory.mktemp("openr1_context")
     rows = [
         {
@@ -45,7 +45,7 @@ def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest
         "evaluate": {"models": models, "source": "synthetic_arithmetic", "limit": 4, "max_new_tokens": 64, "system_prompt": ""},
         "report": {"resamples": 200},
     }  # fmt: skip
-    return run_recipe(recipe, folder, overrides)
+    return request.param(copy_recipe(recipe, folder, overrides))
 
 
 def test_the_student_learns_from_a_4_bit_teacher_with_examples_and_the_control_from_the_same_rows(

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.recipes.running import TRAINING, FinishedRecipe, run_recipe
+from tests.recipes.running import TRAINING, WAYS, FinishedRecipe, copy_recipe
 from trl_reasoning_distill.data.files import read_json, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.sources import load_problems
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-
-@pytest.fixture(scope="module")
-def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRecipe:
+@pytest.fixture(scope="module", params=WAYS)
+def finished(
+    request: pytest.FixtureRequest, repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRecipe:
     folder = tmp_path_factory.mktemp("openthoughts_think")
     rows = [
         {
@@ -55,7 +55,7 @@ def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest
         },
         "report": {"resamples": 200},
     }
-    return run_recipe(repository / "recipes" / "openthoughts_think", folder, overrides)
+    return request.param(copy_recipe(repository / "recipes" / "openthoughts_think", folder, overrides))
 
 
 def test_it_trains_with_the_recipes_terms(finished: FinishedRecipe) -> None:

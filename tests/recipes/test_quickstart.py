@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.recipes.running import FinishedRecipe, run_recipe
+from tests.recipes.running import FinishedRecipe, copy_recipe, run_as_a_user, run_in_process
 from trl_reasoning_distill.data.files import read_json
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.manifest import read_manifest
@@ -40,7 +40,8 @@ SMALLER: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRecipe:
     """The recipe's own YAMLs and models, with fewer problems and steps, run through all stages in their own processes."""
-    return run_recipe(repository / "recipes" / "quickstart", tmp_path_factory.mktemp("quickstart"), SMALLER)
+    folder = tmp_path_factory.mktemp("quickstart")
+    return run_as_a_user(copy_recipe(repository / "recipes" / "quickstart", folder, SMALLER))
 
 
 # The first test waits for seven launches, each of which imports torch and transformers.
@@ -145,10 +146,22 @@ def test_the_report_is_one_page_that_loads_nothing(finished: FinishedRecipe) -> 
 @pytest.mark.timeout(1800)
 def test_a_second_run_skips_everything(finished: FinishedRecipe) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.runs.rglob("*") if path.is_file()}
-    output = finished.run_again()
+    output = run_as_a_user(finished.folder / "recipes" / "quickstart").output
     assert [f"[{number}/7] {stage}: done before" in output for number, stage in enumerate(STAGES, 1)] == [True] * 7
     assert output.rstrip().endswith("report: runs/quickstart/report/report.html")
     assert {path: path.stat().st_mtime_ns for path in finished.runs.rglob("*") if path.is_file()} == before
+
+
+def test_quickstart_gkd_adds_an_arm_with_a_live_teacher(finished: FinishedRecipe, repository: Path) -> None:
+    smaller = {"gkd": {"max_steps": 2, "max_new_tokens": 32, "per_device_train_batch_size": 4}, "evaluate": {"limit": 8}, "report": {"resamples": 200}}  # fmt: skip
+    copy = copy_recipe(repository / "recipes" / "quickstart_gkd", finished.folder, smaller)
+    live = run_in_process(copy)
+    manifest = read_manifest(live.runs / "gkd")
+    assert (manifest.counts["steps"], manifest.config["lmbda"]) == (2, 0.5)
+    assert manifest.counts["kd_loss"] > 0
+    comparison = read_json(live.runs / "report" / "comparison.json")
+    assert set(comparison["models"]) == {*MODELS, "gkd"}
+    assert "distilled_vs_sft" in comparison["paired"]
 
 
 @pytest.mark.parametrize(("role", "megabytes"), [("teacher", 8), ("student", 2)])
@@ -196,7 +209,7 @@ def test_the_readmes_python_runs_as_it_stands(finished: FinishedRecipe, reposito
     code = code.replace("max_steps=50", "max_steps=2")
     code += 'CosineTrainer("recipes/quickstart/models/student", args).train()\n'
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=finished.runs.parent.parent, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code], cwd=finished.folder, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("'kd_weight'") == 2, done.stdout  # both trainings log that they distil
@@ -265,7 +278,7 @@ def test_the_pages_python_runs(finished: FinishedRecipe, repository: Path) -> No
         program.append(f"print({name!r}, flush=True)\nexec(compile({code!r}, {name!r}, 'exec'), {{}})")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(program)],
-        cwd=finished.runs.parent.parent,
+        cwd=finished.folder,
         capture_output=True,
         text=True,
         timeout=900,

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.running import TRAINING, FinishedRecipe, run_recipe
+from tests.recipes.running import TRAINING, WAYS, FinishedRecipe, copy_recipe
 from trl_reasoning_distill.data.files import read_json, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.sources import load_problems
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-
-@pytest.fixture(scope="module")
-def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRecipe:
+@pytest.fixture(scope="module", params=WAYS)
+def finished(
+    request: pytest.FixtureRequest, repository: Path, quickstart_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRecipe:
     folder = tmp_path_factory.mktemp("tinyllama_mixture")
     problems = load_problems("synthetic_arithmetic", limit=48)
     grade_school = [{"question": p.question, "answer": f"{p.solution}\n#### {p.answer}"} for p in problems[:24]]
@@ -49,7 +49,7 @@ def finished(repository: Path, quickstart_models: Path, tmp_path_factory: pytest
         },
         "report": {"resamples": 200},
     }
-    return run_recipe(repository / "recipes" / "tinyllama_mixture", folder, overrides)
+    return request.param(copy_recipe(repository / "recipes" / "tinyllama_mixture", folder, overrides))
 
 
 def test_a_source_that_cannot_be_had_is_replaced_by_its_fallback(finished: FinishedRecipe) -> None:
