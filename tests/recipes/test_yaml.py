@@ -17,8 +17,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path.parent for path in REPOSITORY.glob(f"recipes/*/{RECIPE_NAME}"))
 
 
-def test_there_are_recipes() -> None:
+def test_every_recipe_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert RECIPES
+    for recipe in RECIPES:
+        assert f'"recipes" / "{recipe.name}"' in tests, recipe.name
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
