@@ -162,6 +162,12 @@ def read_jsonl_prefix(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def flush_to_disk(path: str | os.PathLike[str]) -> None:
+    """Make a file that a library has written last through a power cut; tells of an error that its writing did not."""
+    with open(path, "r+b") as handle:
+        os.fsync(handle.fileno())
+
+
 def hash_path(path: str | os.PathLike[str], *, exclude: Collection[str] = ()) -> str:
     """The xxh3-128 hash of a file's bytes, or of a folder's file names and bytes, as 32 hex digits.
 

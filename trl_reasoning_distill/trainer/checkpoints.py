@@ -25,7 +25,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from trl_reasoning_distill.data.disk import explain_full_disk
-from trl_reasoning_distill.data.files import hash_path, read_json, write_json
+from trl_reasoning_distill.data.files import flush_to_disk, hash_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +62,12 @@ class Checkpoint:
 
 
 def write_manifest(checkpoint: Path, step: int, settings: Mapping[str, Any]) -> None:
-    """Record every file of a checkpoint and the settings of its training; the file appears when it is whole."""
-    files = {
-        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "xxh3": hash_path(path)}
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+    """Record every file of a checkpoint, when it is on the disk, and the settings of its training; the manifest appears when it is whole."""
+    files = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            flush_to_disk(path)
+            files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "xxh3": hash_path(path)}
     write_json(checkpoint / MANIFEST, {"version": _VERSION, "step": step, "settings": dict(settings), "files": files})
 
 
