@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.distributed.launching import ENVIRONMENT, launch_command
+from trl_reasoning_distill.scripts import capture
 from trl_reasoning_distill.teacher.store import TopKStore
 
 pytestmark = pytest.mark.distributed
 
 
-CONFIG = """\
-compute_environment: LOCAL_MACHINE
-distributed_type: {kind}
-use_cpu: true
-mixed_precision: 'no'
-num_machines: 1
-num_processes: {processes}
-main_process_port: 29571
-"""
+def arguments(model: Path, dataset: Path, output: Path, unit_rows: int) -> list[str]:
+    words = ["--model", model, "--dataset", dataset, "--output_dir", output, "--top_k", 10, "--unit_rows", unit_rows]
+    return [str(word) for word in words]
 
 
-def command_of(model: Path, dataset: Path, output: Path, processes: int, unit_rows: int) -> list[str]:
-    config = output.with_name(f"{output.name}-{processes}.yaml")
-    config.write_text(CONFIG.format(kind="MULTI_GPU" if processes > 1 else "'NO'", processes=processes))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["-m", "trl_reasoning_distill.scripts.capture", "--model", str(model), "--dataset", str(dataset)]
-    return [*command, "--output_dir", str(output), "--top_k", "10", "--unit_rows", str(unit_rows)]
+def command_of(processes: int, *where: Any) -> list[str]:
+    return launch_command("ddp", processes, "-m", "trl_reasoning_distill.scripts", "capture", *arguments(*where))
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-
-
-def launch(*arguments: Any) -> str:
-    done = subprocess.run(command_of(*arguments), capture_output=True, text=True, env=ENVIRONMENT, timeout=500)
+def launch(processes: int, *where: Any) -> str:
+    """What is printed; one process is this one."""
+    if processes == 1:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            capture.main(arguments(*where))
+        return printed.getvalue()
+    done = subprocess.run(command_of(processes, *where), capture_output=True, text=True, env=ENVIRONMENT, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def launch_and_kill(done: Path, units: int, *arguments: Any) -> None:
+def launch_and_kill(done: Path, units: int, processes: int, *where: Any) -> None:
     """Kill all processes of a launch at once as soon as some units are there."""
     process = subprocess.Popen(
-        command_of(*arguments),
+        command_of(processes, *where),
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -82,7 +77,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_any_number_of_processes_makes_the_same_bytes(tmp_path, shared_data):
     dataset, model = write_rows(tmp_path / "rows.jsonl", 23), shared_data / "models" / "stories260K"
     for processes in (1, 2, 3):
-        printed = launch(model, dataset, tmp_path / f"on{processes}", processes, 5)
+        printed = launch(processes, model, dataset, tmp_path / f"on{processes}", 5)
         assert printed.count("capture: ") == 1, printed
         assert not (tmp_path / f"on{processes}" / "parts").exists()
     one, two, three = (files_of(tmp_path / f"on{processes}" / "store") for processes in (1, 2, 3))
@@ -93,10 +88,10 @@ def test_any_number_of_processes_makes_the_same_bytes(tmp_path, shared_data):
 def test_killed_launch_goes_on_with_other_numbers_of_processes(tmp_path, shared_data):
     """`kill -9` of two processes, then of three, then one finishes."""
     dataset, model = write_rows(tmp_path / "rows.jsonl", 300), shared_data / "models" / "stories260K"
-    launch(model, dataset, tmp_path / "whole", 1, 2)
+    launch(1, model, dataset, tmp_path / "whole", 2)
     output = tmp_path / "killed"
     for units, processes in ((3, 2), (40, 3)):
-        launch_and_kill(output / "parts", units, model, dataset, output, processes, 2)
+        launch_and_kill(output / "parts", units, processes, model, dataset, output, 2)
         assert not (output / "store" / "manifest.json").exists()
-    launch(model, dataset, output, 1, 2)
+    launch(1, model, dataset, output, 2)
     assert files_of(output / "store") == files_of(tmp_path / "whole" / "store")
