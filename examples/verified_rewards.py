@@ -40,7 +40,7 @@ def main(folder: Path = Path("runs/examples/grpo"), problems: int = 32, steps: i
     dataset = Dataset.from_list(
         [
             {"prompt": FORMAT.messages(problem.question), "answer": problem.answer}
-            for problem in load_problems("synthetic_arithmetic", limit=problems)
+            for problem in load_problems("synthetic_arithmetic", limit=problems, steps=(2, 3))
         ]
     )
     args = GRPOConfig(
