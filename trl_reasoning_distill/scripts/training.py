@@ -175,7 +175,7 @@ def run_training(
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.teacher.processes import check_launch
+    from trl_reasoning_distill.teacher.processes import check_launch, let_deepspeed_shard_on_cpus
     from trl_reasoning_distill.trainer.interruption import StopOnSignal
 
     if not model.model_name_or_path:
@@ -184,6 +184,7 @@ def run_training(
         )
     state = PartialState()
     check_launch(state)
+    let_deepspeed_shard_on_cpus()
     seed = config.data_seed if config.data_seed is not None else config.seed
     rows, scale = sample_rows(rows, data.max_samples) if data.dry_run else (rows, 1.0)
     train_rows, eval_rows = data.split(rows, ReasoningFormat.preset(config.reasoning_format), seed)

@@ -41,6 +41,15 @@ def share_cpus() -> None:
             os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
+def let_deepspeed_shard_on_cpus() -> None:
+    """Keep accelerate from running DDP in DeepSpeed's place, without a word, on processes that have no accelerator.
+
+    To be called when they know of each other: from then on it takes `ACCELERATE_USE_CPU` for a wish to leave DeepSpeed out.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+
+
 def check_launch(state: PartialState) -> None:
     """Refuse a launch that accelerate took for another than it is.
 
