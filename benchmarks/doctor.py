@@ -1,35 +1,37 @@
-"""What `trl-distill doctor` predicts of a training's memory, beside what a real training takes.
+"""What `trl-distill doctor` predicts of a training's memory, beside what torch allocates in a real one.
 
     python benchmarks/doctor.py --output benchmarks/results/doctor-cpu
     python benchmarks/doctor.py --quick --json
 
-Each case trains three steps in a fresh process. On a GPU the peak is torch's own count; on a CPU it is the process's peak resident
-size less what it was before the model was made.
+Each case trains three steps. Weights, optimizer and the other model are summed tensor by tensor; the peak is that of torch's own
+allocator: on a CPU by the profiler's memory events, on a GPU by `torch.cuda.max_memory_allocated`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
-import resource
-import subprocess
-import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 MIB = 2**20
 
 SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 8000}
-LARGE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10, "vocab_size": 32000}
+LARGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 16000}
 
 CASES: dict[str, dict[str, Any]] = {
-    "full, float32": {"bf16": False, "gradient_checkpointing": False},
-    "full, bf16": {"bf16": True, "gradient_checkpointing": False},
+    "full, float32": {},
+    "full, bf16": {"bf16": True},
     "full, bf16, checkpointing": {"bf16": True, "gradient_checkpointing": True},
-    "full, float32, accumulation 2": {"bf16": False, "gradient_checkpointing": False, "accumulation": 2},
+    "full, float32, accumulation 2": {"accumulation": 2},
+    "LoRA, float32": {"lora": 16},
     "LoRA, bf16, checkpointing": {"bf16": True, "gradient_checkpointing": True, "lora": 16},
-    "LoRA, float32": {"bf16": False, "gradient_checkpointing": False, "lora": 16},
+    "live teacher, float32": {"teacher": True},
+    "live teacher, bf16": {"bf16": True, "teacher": True},
 }
 
 
@@ -40,19 +42,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="only these")
     parser.add_argument("--output", type=Path, help="also write the table to OUTPUT.md and the figures to OUTPUT.json")
-    parser.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.case:
-        print(json.dumps(measure(CASES[options.case], quick=options.quick)))
-        return
-    results: dict[str, dict[str, float]] = {}
+    results = {}
     for name in options.cases:
-        command = [sys.executable, __file__, "--case", name, *(["--quick"] if options.quick else [])]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
-        if child.returncode:
-            raise SystemExit(f"{name}: {child.stderr}")
-        figures = json.loads(child.stdout.splitlines()[-1])
-        results[name] = {**figures, "ratio": round(figures["predicted_mib"] / figures["measured_mib"], 3)}
+        results[name] = measure(CASES[name], quick=options.quick)
         if not options.json:
             print(name, results[name], flush=True)
     if options.output:
@@ -61,94 +54,132 @@ def main() -> None:
 
 
 def measure(case: dict[str, Any], *, quick: bool) -> dict[str, float]:
-    """Train a few steps, and say what that took and what was predicted."""
+    """Train a few steps, and say by part what that took and what was predicted; in MiB, and the ratio of the peaks."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
-    from step import make_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from trl_reasoning_distill.doctor.memory import Sharding, TrainingShape, adapter_parameters, training_memory
-    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
-    from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+    from trl_reasoning_distill.doctor.memory import (
+        LiveTeacher,
+        Sharding,
+        TrainingShape,
+        adapter_parameters,
+        model_shape,
+        training_memory,
+    )
 
     torch.set_num_threads(1)
-    on_cuda = torch.cuda.is_available()
-    batch, length = (2, 128) if quick else (4, 512)
-    config = Qwen2Config(num_attention_heads=8, num_key_value_heads=2, **(SMALL if quick else LARGE))
+    sizes, batch, length = (SMALL, 2, 128) if quick else (LARGE, 4, 256)
+    config = Qwen2Config(num_attention_heads=8, num_key_value_heads=2, **sizes)
+    big = Qwen2Config(
+        num_attention_heads=8, num_key_value_heads=2, **{**sizes, "hidden_size": sizes["hidden_size"] * 3 // 2}
+    )
     rank, accumulation = case.get("lora"), case.get("accumulation", 1)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     shape = TrainingShape(
         batch=batch,
         length=length,
-        compute_bytes=2 if case["bf16"] else 4,
-        checkpointing=case["gradient_checkpointing"],
+        compute_bytes=2 if case.get("bf16") else 4,
+        checkpointing=case.get("gradient_checkpointing", False),
         accumulates=accumulation > 1,
         trainable=adapter_parameters(config, rank, targets) if rank else None,
+        teacher=LiveTeacher(model_shape(big), 4) if case.get("teacher") else None,
     )
-    predicted = training_memory(config, shape, Sharding(), cuda=on_cuda).tensors
-    with tempfile.TemporaryDirectory() as folder:
-        rows = torch.randint(0, config.vocab_size, (batch * accumulation * 3, length)).tolist()
-        dataset = Dataset.from_dict({"input_ids": rows, "labels": rows})
-        warm_up(make_tokenizer(), folder)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        trainer = ReasoningSFTTrainer(
-            Qwen2ForCausalLM(config),
-            ReasoningSFTConfig(
-                output_dir=folder,
-                per_device_train_batch_size=batch,
-                gradient_accumulation_steps=accumulation,
-                max_steps=3,
-                max_length=None,
-                report_to="none",
-                save_strategy="no",
-                use_cpu=not on_cuda,
-                bf16=case["bf16"],
-                gradient_checkpointing=case["gradient_checkpointing"],
-            ),
-            train_dataset=dataset,
-            processing_class=make_tokenizer(),
-            peft_config=LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM") if rank else None,
-        )
-        trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    measured = torch.cuda.max_memory_allocated() if on_cuda else peak
-    return {"predicted_mib": round(predicted / MIB, 1), "measured_mib": round(measured / MIB, 1)}
+    predicted = training_memory(config, shape, Sharding(), cuda=torch.cuda.is_available())
+    peft_config = LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM") if rank else None
+    with peak_of_torch() as peak:
+        teacher = Qwen2ForCausalLM(big) if case.get("teacher") else None
+        trainer = train(Qwen2ForCausalLM(config), teacher, peft_config, case, batch, length)
+    measured = {
+        "weights": _bytes(trainer.model.parameters()),
+        "optimizer": _bytes(t for state in trainer.optimizer.state.values() for t in state.values()),
+        "other_model": _bytes(teacher.parameters()) if teacher else 0,
+        "peak": peak[0],
+    }
+    told = {name: getattr(predicted, name) for name in ("weights", "optimizer", "other_model")}
+    figures = {f"predicted_{name}": value for name, value in {**told, "peak": predicted.tensors}.items()}
+    figures |= {f"measured_{name}": value for name, value in measured.items()}
+    return {name: round(value / MIB, 1) for name, value in figures.items()} | {
+        "ratio": round(predicted.tensors / measured["peak"], 3)
+    }
 
 
-def warm_up(tokenizer: Any, folder: str) -> None:
-    """Train a tiny model, so that libraries and thread pools are loaded before the count begins."""
+def train(model: Any, teacher: Any, peft_config: Any, case: dict[str, Any], batch: int, length: int) -> Any:
+    """Three steps of `sft`, or of `gkd` where there is a teacher, on random tokens."""
+    import torch
     from datasets import Dataset
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
 
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+    from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+    from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
 
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    rows = [[1, 2, 3, 4]] * 2
-    options = ReasoningSFTConfig(output_dir=folder, max_steps=1, report_to="none", save_strategy="no", bf16=False)
-    dataset = Dataset.from_dict({"input_ids": rows, "labels": rows})
-    ReasoningSFTTrainer(Qwen2ForCausalLM(config), options, train_dataset=dataset, processing_class=tokenizer).train()
+    accumulation = case.get("accumulation", 1)
+    ids = torch.randint(4, 64, (batch * accumulation * 3, length)).tolist()
+    dataset = Dataset.from_dict({"input_ids": ids, "labels": [[-100] * 8 + row[8:] for row in ids]})
+    words = {f"{number}": number for number in range(model.config.vocab_size)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="0", eos_token="1")
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "output_dir": folder,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": 3,
+            "max_length": None,
+            "report_to": "none",
+            "save_strategy": "no",
+            "preview_examples": 0,
+            "use_cpu": not torch.cuda.is_available(),
+            "bf16": case.get("bf16", False),
+            "gradient_checkpointing": case.get("gradient_checkpointing", False),
+        }
+        common = {"train_dataset": dataset, "processing_class": tokenizer, "peft_config": peft_config}
+        if teacher is None:
+            trainer: Any = ReasoningSFTTrainer(model, ReasoningSFTConfig(**options), **common)
+        else:
+            config = TopKGKDConfig(**options, lmbda=0.0, max_new_tokens=8)
+            trainer = TopKGKDTrainer(model, teacher, config, teacher_tokenizer=tokenizer, **common)
+        trainer.train()
+    return trainer
+
+
+@contextlib.contextmanager
+def peak_of_torch() -> Iterator[list[int]]:
+    """The most bytes that torch's allocator holds at a time inside the block, as the list's only item after it."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    gc.collect()  # what an earlier case has left would be given back inside the block
+    peak = [0]
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated()
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield peak
+    held = 0
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak[0] = max(peak[0], held)
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 def _write(output: Path, results: dict[str, dict[str, float]]) -> None:
-    lines = [
-        f"`python benchmarks/doctor.py --output {output}`",
-        "",
-        "| training | predicted MiB | measured MiB | ratio |",
-    ]
-    lines += ["|---|---|---|---|"]
-    lines += [
-        f"| {name} | {row['predicted_mib']:,.0f} | {row['measured_mib']:,.0f} | {row['ratio']:.2f} |"
-        for name, row in results.items()
-    ]
+    parts = ("weights", "optimizer", "other_model", "peak")
+    lines = [f"`python benchmarks/doctor.py --output {output}`", "", "In MiB, predicted / measured.", ""]
+    lines += [f"| training | {' | '.join(part.replace('_', ' ') for part in parts)} | ratio of the peaks |"]
+    lines += ["|---|" + "---|" * (len(parts) + 1)]
+    for name, row in results.items():
+        cells = [f"{row[f'predicted_{part}']:,.1f} / {row[f'measured_{part}']:,.1f}" for part in parts]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['ratio']:.2f} |")
     output.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

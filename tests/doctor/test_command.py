@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_reasoning_distill import cli
 from trl_reasoning_distill.data.files import write_jsonl
 from trl_reasoning_distill.doctor.command import main
+from trl_reasoning_distill.doctor.facts import Resources, read_facts
+from trl_reasoning_distill.doctor.texts import check_template
+from trl_reasoning_distill.pipeline import read_recipe
 from trl_reasoning_distill.shipped import copy_recipe
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -141,3 +144,75 @@ def test_strict_leaves_with_3_for_yellow(recipe: Path, capsys: pytest.CaptureFix
 def test_a_typo_is_a_line(recipe: Path, words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main([str(recipe), *words])
+
+
+def test_a_teacher_on_a_server_needs_no_memory_here_and_its_missing_key_is_yellow(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    server = {"model": "big", "engine": "openai", "base_url": "http://there/v1", "api_key_env": "MY_KEY"}
+    change(recipe, "generate", **server)
+    change(recipe, "capture", **server, tokenizer="mine/models/teacher", temperatures=[1.0])
+    models = yaml.safe_load((recipe / "evaluate.yaml").read_text())["models"]
+    change(recipe, "evaluate", models=models | {"teacher": server})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # the client need not be installed here
+    _, found = examine(recipe, capsys, "--card", "l4")
+    assert found["stages"]["generate"]["memory"] is None
+    assert found["stages"]["capture"]["memory"] is None
+    assert found["stages"]["capture"]["disk"] > 0
+    assert found["stages"]["evaluate"]["memory"] is not None, "the other models are loaded"
+    for stage, role in (("generate", "model"), ("capture", "model"), ("evaluate", "teacher")):
+        assert f"{stage}: {role} is big at http://there/v1" in messages(found, "green")
+        assert f"{stage}: $MY_KEY is not set" in messages(found, "yellow")
+    monkeypatch.setenv("MY_KEY", "k")
+    assert "MY_KEY" not in messages(examine(recipe, capsys)[1], "yellow")
+
+
+def test_test_problems_in_the_training_data_are_counted(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no problem of generate stands in synthetic_arithmetic" in messages(examine(recipe, capsys)[1], "green")
+    asked = [{"id": f"{n}", "question": f"Tom buys {n} apples at two dollars each and pays with a fifty: how much is left?", "answer": "1"} for n in range(9)]  # fmt: skip
+    for name, rows in (("train", asked[:6]), ("test", [{**row, "question": row["question"] + " Tell!"} for row in asked[4:]])):  # fmt: skip
+        write_jsonl(recipe / f"{name}.jsonl", rows)
+    for stage, file in (("generate", "train"), ("evaluate", "test")):
+        change(recipe, stage, source=str(recipe / f"{file}.jsonl"), split=None, source_options=None)
+    code, found = examine(recipe, capsys)
+    assert code == 1
+    assert "evaluate: 6 problems of generate stand in mine/test.jsonl" in messages(found, "red"), "13 words are theirs"
+
+
+def test_a_preset_is_an_adapter_and_a_live_teacher_takes_memory(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    whole = examine(recipe, capsys)[1]["stages"]["sft"]["memory"]
+    change(recipe, "sft", lora_preset="cot_lora")
+    adapter = examine(recipe, capsys)[1]["stages"]["sft"]["memory"]
+    assert 0 < adapter["optimizer"] < whole["optimizer"] / 5
+    copy_recipe("quickstart_gkd", Path("live"))
+    names = {"model_name_or_path": "mine/models/student", "teacher_model_name_or_path": "mine/models/teacher"}
+    change(Path("live"), "gkd", **names)
+    teacher = AutoModelForCausalLM.from_pretrained("mine/models/teacher")
+    plan = examine(Path("live"), capsys)[1]["stages"]["gkd"]["memory"]
+    assert plan["other_model"] == 4 * sum(parameter.numel() for parameter in teacher.parameters())
+    change(Path("live"), "gkd", teacher_server_url="http://there/v1")
+    assert examine(Path("live"), capsys)[1]["stages"]["gkd"]["memory"]["other_model"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "level", "message"),
+    [
+        ("Qwen-Qwen2.5-7B-Instruct", {}, "", ""),
+        ("Qwen-Qwen3-0.6B", {}, "", ""),
+        ("HuggingFaceTB-SmolLM3-3B", {}, "", ""),
+        ("Qwen-QwQ-32B", {}, "red", "closed <think>…</think>"),
+        ("Qwen-QwQ-32B", {"enable_thinking": True}, "", ""),
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", {"enable_thinking": True}, "red", "drops or doubles <think>"),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", {"enable_thinking": True}, "red", "drops or doubles <think>"),
+    ],
+)
+def test_real_templates_are_judged_as_the_trainer_judges_them(
+    shared_data: Path, recipe: Path, name: str, options: dict[str, Any], level: str, message: str
+) -> None:
+    path = shared_data / "chat_templates" / f"{name}.jinja"
+    change(recipe, "sft", chat_template_path=str(path), chat_template_kwargs=options or None)
+    (item,) = (item for item in read_recipe(recipe) if item.name == "sft")
+    found = [finding for finding in check_template(read_facts(item), Resources()) if finding.level == "red"]
+    assert [finding.level for finding in found] == ([level] if level else [])
+    assert not level or message in found[0].message

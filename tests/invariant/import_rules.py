@@ -74,7 +74,10 @@ RULES = {
     "interruption": Rule(internal=(), only=frozenset()),
     "extras": Rule(internal=(), only=frozenset()),
     "terminal": Rule(internal=(), only=frozenset()),
-    "doctor": Rule(internal=("scripts", "pipeline", "data", "teacher.vocabulary", "losses", "terminal"), banned=TRL),
+    "doctor": Rule(
+        internal=("scripts", "pipeline", "data", "teacher.vocabulary", "teacher.engines", "losses", "terminal"),
+        banned=TRL,
+    ),
     "shipped": Rule(internal=(), only=frozenset({"yaml"})),
     "launch": Rule(
         internal=("scripts", "shipped", "interruption"), banned=HEAVY - {"torch"}

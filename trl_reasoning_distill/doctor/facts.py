@@ -12,17 +12,35 @@ from types import SimpleNamespace
 from typing import Any
 
 from trl_reasoning_distill.data.files import read_jsonl
-from trl_reasoning_distill.doctor.memory import TrainingShape, adapter_parameters
+from trl_reasoning_distill.doctor.memory import LiveTeacher, TrainingShape, adapter_parameters, model_shape
 from trl_reasoning_distill.pipeline import RecipeStage
+from trl_reasoning_distill.scripts.evaluate import parse_models
+from trl_reasoning_distill.scripts.planning import student_config
 from trl_reasoning_distill.scripts.stage import apply_config
 
 TRAINING = ("sft", "distill", "gkd")
+DEFAULT_KEY = "OPENAI_API_KEY"
 SAMPLE_ROWS = 200
 _FOUR_BIT = 0.52  # NF4 with double quantisation: 4 bits, and about 0.13 of a bit for the scales
 
 
 class UnknownModelError(Exception):
     """A model's configuration or tokenizer cannot be had here."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model behind a server.
+
+    Attributes:
+        model: The name it has there.
+        url: The server.
+        key_variable: Environment variable that holds the key.
+    """
+
+    model: str
+    url: str
+    key_variable: str
 
 
 @dataclass(frozen=True)
@@ -46,19 +64,35 @@ class StageFacts:
         """An option, or the default if this stage has none of that name."""
         return getattr(self.options, name, default)
 
-    @property
-    def models(self) -> dict[str, str]:
-        """The models that it reads, by role."""
+    @cached_property
+    def served(self) -> dict[str, ServedModel]:
+        """The models that it asks of a server, by role."""
+        get = self.get
         if self.is_training:
-            teacher = {"teacher": self.get("teacher_model_name_or_path")}
+            url, name = get("teacher_server_url"), get("teacher_model_name_or_path")
+            return {"teacher": ServedModel(str(name), url, DEFAULT_KEY)} if url else {}
+        found = {}
+        for role, (model, own) in self._asked.items():
+            engine, url, key = (own.get(name) or get(name) for name in ("engine", "base_url", "api_key_env"))
+            if engine == "openai":
+                found[role] = ServedModel(model, url or "$OPENAI_BASE_URL", key or DEFAULT_KEY)
+        return found
+
+    @cached_property
+    def models(self) -> dict[str, str]:
+        """The models that it loads, by role."""
+        if self.is_training:
+            teacher = {"teacher": self.get("teacher_model_name_or_path")} if not self.served else {}
             return {"student": self.get("model_name_or_path"), **{k: v for k, v in teacher.items() if v}}
+        return {role: model for role, (model, _) in self._asked.items() if role not in self.served}
+
+    @cached_property
+    def _asked(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """Models that are not trained, by role, each with engine options of its own."""
         if self.item.script == "evaluate":
-            models = self.get("models")
-            if isinstance(models, Mapping):
-                return {str(name): str(path) for name, path in models.items()}
-            return dict(word.split("=", 1) for word in models)
+            return {name: (spec.model, spec.options) for name, spec in parse_models(self.get("models")).items()}
         model = self.get("model")
-        return {"model": model} if model else {}
+        return {"model": (str(model), {})} if model else {}
 
     @cached_property
     def rows_path(self) -> Path | None:
@@ -75,18 +109,24 @@ class StageFacts:
         """Its first rows, if they are on this disk."""
         return list(islice(read_jsonl(self.rows_path), SAMPLE_ROWS)) if self.rows_path else []
 
-    def training_shape(self, resources: Resources) -> TrainingShape:
+    @property
+    def prompts(self) -> list[str]:
+        """The questions of its first rows, as text."""
+        prompts = (row.get("prompt") or (row.get("messages") or [])[:-1] for row in self.sample)
+        return [each if isinstance(each, str) else str(each[-1]["content"]) for each in prompts if each]
+
+    def training_shape(self, resources: Resources, *, cuda: bool = True) -> TrainingShape:
         """What of its options decides its memory."""
         get = self.get
         four_bit, eight_bit = bool(get("load_in_4bit")), bool(get("load_in_8bit"))
         dtype = {"bfloat16": 2, "float16": 2, "float32": 4}.get(str(get("dtype")), 4)
         trainable = None
-        if get("use_peft"):
-            config = resources.config(get("model_name_or_path"))
-            trainable = adapter_parameters(
-                config, int(get("lora_r")), get("lora_target_modules"), get("lora_modules_to_save")
-            )
-        uses_reference = bool(get("use_kl_regularization")) and trainable is None and not get("reference_logits")
+        student = student_config(vars(self.options))
+        if student.use_peft:
+            config, targets = resources.config(get("model_name_or_path")), student.lora_target_modules
+            trainable = adapter_parameters(config, int(student.lora_r or 0), targets, student.lora_modules_to_save)
+        asks_former_self = self.item.script == "gkd" and not get("teacher_model_name_or_path")
+        uses_reference = bool(get("use_kl_regularization") and not get("reference_logits")) or asks_former_self
         return TrainingShape(
             batch=int(get("per_device_train_batch_size")),
             length=int(get("max_length") or 1024),
@@ -96,8 +136,19 @@ class StageFacts:
             accumulates=int(get("gradient_accumulation_steps") or 1) > 1,
             trainable=trainable,
             optimizer=str(get("optim")),
-            frozen_reference=uses_reference,
+            frozen_reference=uses_reference and trainable is None,
+            teacher=self._live_teacher(resources, cuda),
         )
+
+    def _live_teacher(self, resources: Resources, cuda: bool) -> LiveTeacher | None:
+        """The teacher that is loaded beside the student; a server's is not."""
+        name = self.get("teacher_model_name_or_path")
+        if not name or self.get("teacher_server_url"):
+            return None
+        config = resources.config(name)
+        stored = 4 if str(getattr(config, "dtype", None)) in ("torch.float32", "float32", "None") else 2
+        quantised = {"4bit": _FOUR_BIT, "8bit": 1}.get(str(self.get("teacher_quantization")))
+        return LiveTeacher(model_shape(config), quantised or (stored if cuda else 4))
 
 
 class Resources:
@@ -159,4 +210,6 @@ def read_facts(item: RecipeStage) -> StageFacts:
     environment = {key: value for key, value in item.options.items() if key != "env"}
     apply_config(parser, environment, str(item.source))
     values = {action.dest: action.default for action in parser._actions if action.dest != "help"}
-    return StageFacts(item, SimpleNamespace(**values))
+    facts = StageFacts(item, SimpleNamespace(**values))
+    facts.models  # noqa: B018  # raises for models that cannot be read
+    return facts

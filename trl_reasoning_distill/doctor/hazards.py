@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.decontamination import NGRAM, Decontaminator
 from trl_reasoning_distill.data.manifest import read_manifest
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
+from trl_reasoning_distill.data.schema import Problem
+from trl_reasoning_distill.data.sources import load_problems
+from trl_reasoning_distill.data.synthetic import SOURCE_NAME as SYNTHETIC
 from trl_reasoning_distill.doctor.facts import Resources, StageFacts, UnknownModelError
 from trl_reasoning_distill.doctor.findings import Finding, Level
+from trl_reasoning_distill.doctor.texts import check_rows, check_template
 from trl_reasoning_distill.teacher.vocabulary import Vocabulary, map_vocabulary
 
-_REASONING, _ANSWER = "First 2 + 3 = 5. Then 5 * 4 = 20.", "20"
-_OVERLONG_WARNING, _OVERLONG_LIMIT = 0.01, 0.5
+_WHOLE_QUESTION = 10_000  # words
+MOST_COMPARED = 5000
+"""Problems of a source that are compared with those of the test."""
 
 Check = Callable[[StageFacts, Resources], Iterator[Finding]]
 
@@ -23,7 +28,7 @@ Check = Callable[[StageFacts, Resources], Iterator[Finding]]
 def check_stage(facts: StageFacts, resources: Resources) -> list[Finding]:
     """Everything that can be said of one stage by itself."""
     found: list[Finding] = []
-    for check in (check_models, check_extras, check_evaluation_rows, check_output, check_tokenizer, check_rows):
+    for check in (check_models, check_extras, check_evaluation_rows, check_output, check_template, check_rows):
         try:
             found += check(facts, resources)
         except UnknownModelError:  # check_models has said so
@@ -33,8 +38,16 @@ def check_stage(facts: StageFacts, resources: Resources) -> list[Finding]:
 
 def check_models(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
     """Can configuration and tokenizer be had; is a hub model's own code asked for?"""
-    if facts.get("engine", "transformers") == "openai":
-        return
+    for role, served in facts.served.items():
+        yield Finding(
+            "green", facts.name, f"{role} is {served.model} at {served.url}: no memory is needed for it here."
+        )
+        if not os.environ.get(served.key_variable):
+            yield Finding(
+                "yellow",
+                facts.name,
+                f"${served.key_variable} is not set: a hosted server refuses {role} without its key; one of your own may not ask for it.",
+            )
     for role, model in facts.models.items():
         if not model:
             yield Finding("red", facts.name, f"no {role} is named.")
@@ -67,7 +80,7 @@ def check_extras(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
         needs["bitsandbytes"] = "quantization"
     if facts.get("engine") == "vllm":
         needs["vllm"] = "vllm"
-    if facts.get("engine") == "openai":
+    if facts.served:
         needs["openai"] = "server"
     if facts.item.script == "report":
         needs |= {"matplotlib": "report", "jinja2": "report"}
@@ -111,73 +124,6 @@ def check_output(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
         facts.name,
         f"{folder} holds a finished {manifest.stage} ({manifest.result}); it is used as it is, or refused if options changed (--overwrite).",
     )
-
-
-def check_tokenizer(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
-    """Do padding and template leave the reasoning and the end token alone?"""
-    if not facts.is_training:
-        return
-    tokenizer = resources.tokenizer(facts.get("model_name_or_path"))
-    if tokenizer.eos_token_id is None:
-        yield Finding(
-            "red", facts.name, "the student's tokenizer has no EOS token: the model could never learn to stop."
-        )
-    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
-        yield Finding(
-            "green",
-            facts.name,
-            "padding is the EOS token; only padding is masked, the completion's own EOS is trained on.",
-        )
-    if tokenizer.chat_template is None:
-        return
-    form = ReasoningFormat.preset(str(facts.get("reasoning_format") or "think"))
-    row = {
-        "prompt": [{"role": "user", "content": "What is (2 + 3) * 4?"}],
-        "completion": [{"role": "assistant", "content": form.render(_REASONING, _ANSWER)}],
-    }
-    tokens = tokenize_example(tokenizer, row)
-    supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if label != IGNORE_INDEX]
-    prompt = tokenizer.decode(tokens.input_ids[: len(tokens.input_ids) - len(supervised)])
-    text = tokenizer.decode(supervised)
-    if form.open_tag and not form.parse(text, opened=form.is_opened_by(prompt)).well_formed:
-        yield Finding(
-            "red",
-            facts.name,
-            f"the chat template drops or doubles {form.open_tag}: the student would be trained on {text[:80]!r}. Give another chat_template_path.",
-        )
-    elif tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in supervised:
-        yield Finding(
-            "yellow",
-            facts.name,
-            f"the chat template ends the assistant's turn without {tokenizer.eos_token!r}: check that generation stops at what it ends with.",
-        )
-    else:
-        yield Finding("green", facts.name, "the chat template keeps the reasoning whole and ends with EOS.")
-
-
-def check_rows(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
-    """Of the rows that exist: how many are too long, how many have nothing to learn from?"""
-    if not facts.is_training or not facts.sample:
-        return
-    tokenizer = resources.tokenizer(facts.get("model_name_or_path"))
-    limit = facts.get("max_length")
-    rows = [tokenize_example(tokenizer, row) for row in facts.sample]
-    empty = sum(all(label == IGNORE_INDEX for label in row.labels[1:]) for row in rows)
-    if empty:
-        yield Finding(
-            "red" if empty == len(rows) else "yellow",
-            facts.name,
-            f"{empty} of the first {len(rows)} rows have no supervised token.",
-        )
-    overlong = sum(limit is not None and len(row.input_ids) > int(limit) for row in rows)
-    share = overlong / len(rows)
-    if share > _OVERLONG_WARNING:
-        longest = max(len(row.input_ids) for row in rows)
-        yield Finding(
-            "red" if share > _OVERLONG_LIMIT else "yellow",
-            facts.name,
-            f"{overlong} of the first {len(rows)} rows are longer than max_length={limit} (the longest has {longest}) and would be left out.",
-        )
 
 
 def check_recipe(stages: Sequence[StageFacts], resources: Resources) -> list[Finding]:
@@ -225,17 +171,55 @@ def check_vocabularies(stages: Sequence[StageFacts], resources: Resources) -> It
 
 
 def check_contamination(stages: Sequence[StageFacts], resources: Resources) -> Iterator[Finding]:
-    """Training and test problems."""
-    trained = {
-        (str(facts.get("source")), facts.get("split")) for facts in stages if facts.item.script in ("generate", "data")
-    }
-    for facts in stages:
-        if facts.item.script == "evaluate" and (str(facts.get("source")), facts.get("split")) in trained:
-            yield Finding(
-                "red",
-                facts.name,
-                f"tests on {facts.get('source')}, split {facts.get('split')!r}: the very problems that are trained on.",
-            )
+    """Training and test problems: the same part of one source, or, where both are at hand, questions that share 13 words."""
+    made = [facts for facts in stages if facts.item.script == "generate"]
+    trained = made or [facts for facts in stages if facts.is_training and facts.rows_path][:1]
+    for facts in (facts for facts in stages if facts.item.script == "evaluate"):
+        name = f"{facts.get('source')}, split {facts.get('split')!r}"
+        for source in trained:
+            same = all(source.get(key) == facts.get(key) for key in ("source", "split"))
+            shared = 0 if same else _count_shared(source, facts)
+            if same:
+                yield Finding("red", facts.name, f"tests on {name}: the very problems that are trained on.")
+            elif shared:
+                yield Finding(
+                    "red",
+                    facts.name,
+                    f"{shared:,} problems of {source.name} stand in {name}, or share 13 words with it: leave them out with `data prepare`.",
+                )
+            elif shared == 0:
+                yield Finding("green", facts.name, f"no problem of {source.name} stands in {name}.")
+
+
+def _count_shared(trained: StageFacts, tested: StageFacts) -> int | None:
+    """How many problems to train on stand among those of the test; `None` where one of the two is not on this machine."""
+    problems, test = _local_problems(trained), _local_problems(tested)
+    if problems is None or test is None:
+        return None
+    is_made_up = SYNTHETIC in (
+        trained.get("source"),
+        tested.get("source"),
+    )  # its questions share their wording, not their numbers
+    stands_in_test = Decontaminator({tested.name: test}, ngram=_WHOLE_QUESTION if is_made_up else NGRAM)
+    return sum(stands_in_test(problem) is not None for problem in problems)
+
+
+def _local_problems(facts: StageFacts) -> list[Problem] | None:
+    """The problems that a stage asks, or the prompts that it trains on, if they are on this machine."""
+    if facts.is_training:
+        return [
+            Problem(f"row {number}", prompt, None, facts.name) for number, prompt in enumerate(facts.prompts, start=1)
+        ]
+    source, data_dir = str(facts.get("source")), facts.get("data_dir")
+    options = dict(facts.get("source_options") or {}) | ({"data_dir": data_dir} if data_dir else {})
+    if not (Path(source).exists() or source == SYNTHETIC or options.get("data_dir")):
+        return None
+    limit = min(int(facts.get("limit") or MOST_COMPARED), MOST_COMPARED)
+    try:
+        seed = int(facts.get("problem_seed") or 0)
+        return load_problems(source, split=facts.get("split"), limit=limit, seed=seed, **options)
+    except (ValueError, FileNotFoundError):  # the stage itself will say why
+        return None
 
 
 def check_control(stages: Sequence[StageFacts], resources: Resources) -> Iterator[Finding]:

@@ -109,6 +109,19 @@ class Sharding:
 
 
 @dataclasses.dataclass(frozen=True)
+class LiveTeacher:
+    """A second model that a training asks.
+
+    Attributes:
+        model: What its configuration says.
+        weight_bytes: Bytes per parameter as loaded.
+    """
+
+    model: ModelShape
+    weight_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingShape:
     """What of a training decides its memory.
 
@@ -122,6 +135,7 @@ class TrainingShape:
         trainable: Parameters that are trained; `None` for all.
         optimizer: Name of the optimizer, as `TrainingArguments.optim`.
         frozen_reference: Whether a second, frozen copy is kept.
+        teacher: A model in the same process that is asked for its distribution, if there is one.
     """
 
     batch: int
@@ -133,6 +147,7 @@ class TrainingShape:
     trainable: int | None = None
     optimizer: str = "adamw_torch_fused"
     frozen_reference: bool = False
+    teacher: LiveTeacher | None = None
 
 
 def _causal_attention(
@@ -235,7 +250,7 @@ def activation_bytes(config: PretrainedConfig, shape: TrainingShape) -> int:
 
 
 def loss_bytes(model: ModelShape, shape: TrainingShape, *, cuda: bool) -> int:
-    """The head's tile of logits, its gradient and its copy in the compute type (`losses.fused`)."""
+    """The head's tile of logits, its gradient and its copy in the compute type, and those of each model that is asked (`losses.fused`)."""
     from trl_reasoning_distill.losses.fused import default_chunk_size
 
     tokens = shape.batch * shape.length
@@ -244,11 +259,14 @@ def loss_bytes(model: ModelShape, shape: TrainingShape, *, cuda: bool) -> int:
             tokens, model.hidden_size, dtype=torch.bfloat16 if shape.compute_bytes == 2 else torch.float32
         )
     trains_head = shape.trainable is None
-    chunk = max(default_chunk_size(hidden, trains_head), 2048 if cuda else 0)
-    tile = min(chunk, tokens) * model.vocab_size * shape.compute_bytes
-    head = model.head_parameters * (4 if trains_head else 0)
-    cast = model.head_parameters * shape.compute_bytes if shape.weight_bytes != shape.compute_bytes else 0
-    return tile + head + cast
+    chunk = min(max(default_chunk_size(hidden, trains_head), 2048 if cuda else 0), tokens)
+    total = model.head_parameters * (4 if trains_head else 0)
+    asked = [(shape.teacher.model, shape.teacher.weight_bytes)] if shape.teacher is not None else []
+    asked += [(model, shape.weight_bytes)] if shape.frozen_reference else []
+    for each, weight_bytes in [(model, shape.weight_bytes), *asked]:
+        total += chunk * each.vocab_size * shape.compute_bytes
+        total += each.head_parameters * shape.compute_bytes if weight_bytes != shape.compute_bytes else 0
+    return total + sum(tokens * each.hidden_size * shape.compute_bytes for each, _ in asked)
 
 
 def training_memory(config: PretrainedConfig, shape: TrainingShape, sharding: Sharding, *, cuda: bool = True) -> Memory:
@@ -267,8 +285,11 @@ def training_memory(config: PretrainedConfig, shape: TrainingShape, sharding: Sh
     if not shape.accumulates:  # gradients come as activations go; the larger of both is the peak
         activations, loss = (activations, loss) if activations + loss >= gradients else (0, 0)
         gradients = 0 if activations else gradients
-    other = int(model.parameters * (2 if shape.compute_bytes == 2 else 4)) if shape.frozen_reference else 0
-    if shape.frozen_reference and sharding.kind in ("zero3", "fsdp2"):
+    copied = shape.compute_bytes if sharding.kind == "zero3" else shape.weight_bytes
+    other = _weight_bytes(model, copied) if shape.frozen_reference else 0
+    if shape.teacher is not None:
+        other += _weight_bytes(shape.teacher.model, shape.teacher.weight_bytes)
+    if sharding.kind in ("zero3", "fsdp2"):
         other = math.ceil(other / sharding.ranks)
     return Memory(weights, gradients, optimizer, activations, loss, other, buffers)
 
@@ -293,7 +314,8 @@ def _static_bytes(
         gradients = trained * trained_bytes
         optimizer = int(trained * state * (1 if eight_bit else trained_bytes))
         buffers = gradients if sharding.kind == "ddp" else 0  # DDP's buckets are copies
-        return _weight_bytes(model, shape.weight_bytes), gradients, optimizer, buffers
+        adapter = gradients if shape.trainable is not None else 0
+        return _weight_bytes(model, shape.weight_bytes) + adapter, gradients, optimizer, buffers
     if sharding.kind == "fsdp2":
         gathered = 2 * model.layer_parameters + model.head_parameters
         return (

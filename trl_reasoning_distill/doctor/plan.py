@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +11,7 @@ from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.doctor.cards import SHARDINGS, Card, candidates
 from trl_reasoning_distill.doctor.facts import Resources, StageFacts
 from trl_reasoning_distill.doctor.memory import Memory, Sharding, inference_memory, model_shape, training_memory
+from trl_reasoning_distill.scripts.planning import optimizer_steps
 
 UTILISATION = 0.35
 """Share of a card's data-sheet TFLOP/s that trainings of small models reach."""
@@ -66,31 +66,30 @@ def plan_stage(
     length, is_assumed = _row_length(facts, resources, completion_tokens)
     if facts.is_training:
         return _plan_training(facts, resources, rows, length, is_assumed, sharding, card)
-    models = list(facts.models.values())
-    if not models or facts.get("engine", "transformers") == "openai":
+    asked = len(facts.models) + len(facts.served)
+    shapes = [model_shape(resources.config(model)) for model in facts.models.values() if resources.has_config(model)]
+    if not asked or (facts.models and not shapes):
         return StagePlan(None, rows, None, None, None, 0, is_assumed)
-    shapes = [model_shape(resources.config(model)) for model in models if resources.has_config(model)]
-    if not shapes:
-        return StagePlan(None, rows, None, None, None, 0, is_assumed)
+    capture = facts.item.script == "capture"
+    passes = asked * int(facts.get("num_samples") or 1)
+    tokens = rows * length * passes if rows is not None else None
+    disk = (tokens or 0) * 6
+    if capture:
+        disk = int((tokens or 0) * (2 + STORE_BYTES_PER_POSITION_AND_ID * int(facts.get("top_k") or 25)))
+    if not shapes:  # a server's memory and speed are its own
+        return StagePlan(None, rows, tokens, None, None, disk, is_assumed)
     largest = max(shapes, key=lambda shape: shape.parameters)
     quantised = facts.get("quantization") or facts.get("load_in_4bit")
-    on_gpu = card is not None
-    weight_bytes = 0.52 if quantised else 2 if on_gpu else 4
-    batch_tokens = int(facts.get("max_batch_tokens") or 16384)
-    capture = facts.item.script == "capture"
+    weight_bytes = 0.52 if quantised else 2 if card is not None else 4
     memory = inference_memory(
-        largest, weight_bytes=weight_bytes, batch_tokens=batch_tokens, logits_rows=1024 if capture else 128
+        largest,
+        weight_bytes=weight_bytes,
+        batch_tokens=int(facts.get("max_batch_tokens") or 16384),
+        logits_rows=1024 if capture else 128,
     )
-    passes = len(shapes) * int(facts.get("num_samples") or 1)
-    tokens = rows * length * passes if rows is not None else None
-    flops = 2 * largest.parameters * (tokens or 0)
     efficiency = UTILISATION if capture else UTILISATION / 10  # a decoder that writes waits for memory
-    seconds = flops / (card.tflops * 1e12 * efficiency * sharding.ranks) if card and tokens else None
-    disk = 0
-    if capture and tokens:
-        disk = int(tokens * (2 + STORE_BYTES_PER_POSITION_AND_ID * int(facts.get("top_k") or 25)))
-    elif tokens:
-        disk = tokens * 6
+    speed = card.tflops * 1e12 * efficiency * sharding.ranks if card else 0.0
+    seconds = 2 * largest.parameters * tokens / speed if card and tokens else None
     return StagePlan(memory, rows, tokens, None, seconds, disk, is_assumed)
 
 
@@ -104,20 +103,21 @@ def _plan_training(
     card: Card | None,
 ) -> StagePlan:
     config = resources.config(facts.get("model_name_or_path"))
-    shape = facts.training_shape(resources)
+    shape = facts.training_shape(resources, cuda=card is not None)
     memory = training_memory(config, shape, sharding, cuda=card is not None)
     model = model_shape(config)
-    batch = shape.batch * int(facts.get("gradient_accumulation_steps") or 1) * sharding.ranks
+    batch, accumulation = shape.batch * sharding.ranks, int(facts.get("gradient_accumulation_steps") or 1)
+    most, epochs = int(facts.get("max_steps") or -1), float(facts.get("num_train_epochs") or 3)
     steps = None
-    if int(facts.get("max_steps") or -1) > 0:
-        steps = int(facts.get("max_steps"))
-    elif rows is not None:
-        steps = math.ceil(rows / batch) * math.ceil(float(facts.get("num_train_epochs") or 3))
-    tokens = steps * batch * length if steps else None
+    if most > 0 or rows is not None:
+        steps = optimizer_steps(rows or 0, batch, accumulation, epochs, most)
+    tokens = steps * batch * accumulation * length if steps else None
     factor = (8 if shape.checkpointing else 6) - (2 if shape.trainable is not None else 0)
     seconds = None
     if card and tokens:
-        seconds = factor * model.parameters * tokens / (card.tflops * 1e12 * UTILISATION * sharding.ranks)
+        asked = 2 * shape.teacher.model.parameters if shape.teacher else 0
+        flops = (factor * model.parameters + asked) * tokens
+        seconds = flops / (card.tflops * 1e12 * UTILISATION * sharding.ranks)
     trained = model.parameters if shape.trainable is None else shape.trainable
     saved = trained * 4 * 3 + (model.parameters * 4 if shape.trainable is None else 0)
     checkpoints = int(facts.get("save_total_limit") or 3) if facts.get("save_strategy") != "no" else 0

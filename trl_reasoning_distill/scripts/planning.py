@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ def optimizer_steps(rows: int, batch: int, accumulation: int, epochs: float, max
     if max_steps > 0:
         return max_steps
     return math.ceil(epochs * max(1, math.ceil(math.ceil(rows / batch) / accumulation)))
+
+
+def student_config(options: Mapping[str, Any]) -> StudentConfig:
+    """The student's configuration out of all options of a training: presets and defaults are resolved there."""
+    from trl_reasoning_distill.trainer.student_config import StudentConfig
+
+    return StudentConfig(**{field.name: options[field.name] for field in fields(StudentConfig) if field.init})
 
 
 def describe_prompts_of(
