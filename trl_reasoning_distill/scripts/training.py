@@ -293,7 +293,8 @@ def save_results(trainer: ReasoningSFTTrainer, output_dir: Path, model: StudentC
         if model.merge:
             from trl_reasoning_distill.trainer.merging import merge_adapter
 
-            merge_adapter(saved[0], output_dir / MERGED_MODEL, dtype=model.dtype or "float32")
+            dtype, trust = model.dtype or "float32", trainer.args.trust_remote_code
+            merge_adapter(saved[0], output_dir / MERGED_MODEL, dtype=dtype, trust_remote_code=trust)
             saved.append(output_dir / MERGED_MODEL)
         for folder in saved:
             shutil.copyfile(output_dir / "README.md", folder / "README.md")
