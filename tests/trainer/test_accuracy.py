@@ -132,12 +132,13 @@ def test_the_best_checkpoint_by_accuracy_is_kept_and_training_stops_early(
     torch.testing.assert_close(weights(trainer), weights(kept), rtol=0, atol=0)
 
 
-def test_early_stopping_by_the_loss(fit: Callable[..., Any]) -> None:
-    trainer = fit(
-        ReasoningSFTTrainer, ReasoningSFTConfig, max_steps=9, save_strategy="steps", save_steps=1, learning_rate=0.0,
-        load_best_model_at_end=True, early_stopping_patience=3, **EVERY_STEP,
-    )  # fmt: skip
-    assert trainer.state.global_step == 4  # the first is the best, and three more are no better
+def test_early_stopping_by_the_loss_also_over_a_resumption(fit: Callable[..., Any], tmp_path: Path) -> None:
+    for resume in (None, str(tmp_path / "out" / "checkpoint-3"), True):
+        trainer = fit(
+            ReasoningSFTTrainer, ReasoningSFTConfig, max_steps=9, save_strategy="steps", save_steps=1, learning_rate=0.0,
+            load_best_model_at_end=True, early_stopping_patience=3, resume_from=resume, **EVERY_STEP,
+        )  # fmt: skip
+        assert trainer.state.global_step == 4  # the first is the best, and three more are no better
     assert trainer.args.metric_for_best_model == "loss"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 
@@ -45,6 +45,20 @@ class SavedNumbers(TrainerCallback, ExportableState):
         if isinstance(own, dict):  # a list where there are two of a kind
             for name in self.saved:
                 setattr(self, name, own["attributes"][name])
+
+
+class EarlyStopping(SavedNumbers, EarlyStoppingCallback):
+    """Early stopping whose patience does not begin anew when training resumes, as that of `transformers` 5.23 does."""
+
+    saved = ("early_stopping_patience_counter",)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on counting; a training that had stopped takes no further step."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.global_step and self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 class TokenCount(SavedNumbers):

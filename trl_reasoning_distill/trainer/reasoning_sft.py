@@ -17,7 +17,6 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import EarlyStoppingCallback
 
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
@@ -25,7 +24,7 @@ from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.callbacks import ShowText, TokenCount
+from trl_reasoning_distill.trainer.callbacks import EarlyStopping, ShowText, TokenCount
 from trl_reasoning_distill.trainer.card import extend_card, quick_start, training_facts
 from trl_reasoning_distill.trainer.checkpoints import CheckpointManifests, ResumableTrainer
 from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
@@ -119,7 +118,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         if self.preview:
             self.add_callback(ShowText(self.preview))
         if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.add_callback(EarlyStopping(args.early_stopping_patience))
         self.data_collator = self.make_collator(self.data_collator)
         if args.use_kl_regularization and args.reference_logits is None:
             self.reference = make_reference(self.model, self.accelerator)

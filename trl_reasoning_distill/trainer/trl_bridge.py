@@ -180,12 +180,12 @@ class BridgedSFTTrainer(SFTTrainer):
         finally:
             self.args.save_total_limit = limit
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # transformers 5.23 takes a step before it looks whether one is left: resumed after its last step, a training would go on
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         if not self.control.should_training_stop:
-            super()._run_epoch(**kwargs)
+            super()._run_epoch(*args, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
         # TRL 1.16 calls this from `__init__`, before `Trainer.__init__` has set these two, and from `evaluate`
