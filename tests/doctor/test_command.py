@@ -15,6 +15,7 @@ from trl_reasoning_distill import cli
 from trl_reasoning_distill.data.files import write_jsonl
 from trl_reasoning_distill.doctor.command import main
 from trl_reasoning_distill.doctor.facts import Resources, read_facts
+from trl_reasoning_distill.doctor.plan import count_rows
 from trl_reasoning_distill.doctor.texts import check_template
 from trl_reasoning_distill.pipeline import read_recipe
 from trl_reasoning_distill.shipped import copy_recipe
@@ -76,6 +77,13 @@ def test_rows_that_exist_are_counted_and_read(recipe: Path, capsys: pytest.Captu
     assert found["stages"]["sft"]["rows"] == 10
     assert not found["stages"]["sft"]["is_assumed"]
     assert "sft: 2 of the first 10 rows are longer than max_length=256" in messages(found, "yellow")
+
+
+def test_rows_are_followed_from_the_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    rows = count_rows([read_facts(item) for item in read_recipe(Path("recipes/gsm8k_topk"))])
+    assert {rows[name] for name in ("data", "generate", "verify", "sft", "capture", "distill")} == {7473}
+    assert rows["evaluate"] is None
 
 
 def test_every_sickness_is_seen(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from trl_reasoning_distill.data.files import read_jsonl
@@ -148,21 +147,32 @@ def row_text(row: dict[str, Any]) -> str:
 
 
 def count_rows(stages: Sequence[StageFacts]) -> dict[str, int | None]:
-    """How many rows reach each stage: counted where a file is there, else the limit of what generates them."""
+    """How many rows reach each stage: counted where a file is there, else the most that the stages before it can make."""
     made: int | None = None
     counted: dict[str, int | None] = {}
     for facts in stages:
+        limit = int(facts.get("limit")) if facts.get("limit") else None
+        if facts.item.script in ("evaluate", "report"):  # their problems are none of the other stages'
+            counted[facts.name] = limit
+            continue
         if facts.rows_path is not None:
-            made = sum(1 for _ in islice(read_jsonl(facts.rows_path), None))
-        elif facts.item.script in ("generate", "data", "evaluate"):
-            limit = facts.get("limit")
-            made_here = int(limit) if limit else None
-            if facts.item.script == "evaluate":
-                counted[facts.name] = made_here
-                continue
-            made = made_here
+            made = sum(1 for _ in read_jsonl(facts.rows_path))
+        elif facts.item.script == "data":
+            made = _mixture_size(facts)
+        elif facts.item.script == "generate":
+            reads_stage = any(str(facts.get("source")) == str(other.item.output_dir) for other in stages)
+            made = limit or (made if reads_stage else None)
         counted[facts.name] = made
     return counted
+
+
+def _mixture_size(facts: StageFacts) -> int | None:
+    """Problems that a mixture asks for; `None` where it leaves that to the sources."""
+    mixture = facts.get("mixture")
+    if not isinstance(mixture, Mapping):
+        return None
+    counts = [entry.get("count") if isinstance(entry, Mapping) else entry for entry in mixture.values()]
+    return facts.get("total") if None in counts else sum(counts)
 
 
 def cheapest(facts: StageFacts, resources: Resources, card: Card, most_ranks: int) -> tuple[str, int, Memory] | None:
