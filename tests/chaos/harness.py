@@ -93,8 +93,9 @@ def torment(stage: Stage, whole: Whole, folder: Path, kills: int, *, seed: int =
     rng = random.Random(f"{stage.name} {stage.ranks} {seed}")
     run = 0
     while kills > 0:
-        here = folder / str(run)
-        done = sum(_kill(stage, whole, here, rng) for _ in range(min(kills, kills_per_run)))
+        here, done = folder / str(run), 0
+        while done < min(kills, kills_per_run) and _kill(stage, whole, here, rng):
+            done += 1
         found = finish(stage, here).contents
         differing = sorted(
             name for name in found.keys() | whole.contents.keys() if found.get(name) != whole.contents.get(name)
