@@ -49,7 +49,7 @@ def main() -> None:
         if not options.json:
             print(name, results[name], flush=True)
     if options.output:
-        _write(options.output, results)
+        _write(options.output, results, quick=options.quick)
     print(json.dumps({"predicted_over_measured": results}))
 
 
@@ -172,9 +172,14 @@ def _bytes(tensors: Iterable[Any]) -> int:
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
-def _write(output: Path, results: dict[str, dict[str, float]]) -> None:
+def _write(output: Path, results: dict[str, dict[str, float]], *, quick: bool) -> None:
     parts = ("weights", "optimizer", "other_model", "peak")
-    lines = [f"`python benchmarks/doctor.py --output {output}`", "", "In MiB, predicted / measured.", ""]
+    lines = [
+        f"`python benchmarks/doctor.py{' --quick' * quick} --output {output}`",
+        "",
+        "In MiB, predicted / measured.",
+        "",
+    ]
     lines += [f"| training | {' | '.join(part.replace('_', ' ') for part in parts)} | ratio of the peaks |"]
     lines += ["|---|" + "---|" * (len(parts) + 1)]
     for name, row in results.items():

@@ -34,7 +34,7 @@ def test_the_stage_writes_problems_that_load_again_and_rows_to_train_on(
     assert "data: 6 problems of 2 sources, 5 training rows; left out: 1 bad_row" in out
     assert "decontaminated against: gsm8k:test (1,319), gsm_hard:test (1,319), svamp:test (1,000)" in out
     assert "fit 1,024" in out
-    assert "  #### " in out, "the preview shows the rows as they are trained on"
+    assert "\n#### " in out, "the preview shows the rows as they are trained on"
     again = load_problems(str(output))
     assert Counter(problem.source for problem in again) == {"gsm8k": 5, "own": 1}
     assert [problem.to_row() for problem in again] == list(read_jsonl(output / "problems.jsonl"))
