@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -287,6 +288,15 @@ def test_a_think_tag_opened_by_the_template_is_put_back(model: Any, tokenizer: A
 def test_a_saved_model_writes_what_the_loaded_one_does(engine: TransformersEngine, model_dir: Path) -> None:
     loaded = make_engine("transformers", str(model_dir), device="cpu", dtype="float32")
     assert outputs(loaded, requests(3), SAMPLED) == outputs(engine, requests(3), SAMPLED)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # alone, and as one of several processes
+def test_a_cpu_computes_in_float32_unless_told_otherwise(model_dir: Path, tmp_path: Path, device: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
+    AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert make_engine("transformers", str(tmp_path), device=device).model.dtype == torch.float32
 
 
 def test_an_adapter_folder_loads_on_its_base(

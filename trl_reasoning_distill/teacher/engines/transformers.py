@@ -141,7 +141,8 @@ class TransformersEngine:
         """
         device = device or str(launch_state().device)
         kwargs: dict[str, Any] = {
-            "dtype": _dtype(dtype, "cpu" if device == "cpu" and device_map is None else device),
+            # One process is on "cpu", each of several on "cpu:0"
+            "dtype": _dtype(dtype, on_cpu=device_map is None and torch.device(device).type == "cpu"),
             "device_map": device_map or {"": device},
             "revision": revision,
             "trust_remote_code": trust_remote_code,
@@ -300,11 +301,11 @@ def generation_mode(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _dtype(name: str, device: str) -> torch.dtype | str:
+def _dtype(name: str, *, on_cpu: bool) -> torch.dtype | str:
     if name not in DTYPES:
         raise ValueError(f"dtype={name!r}: choose one of {', '.join(DTYPES)}.")
     if name == "auto":
-        return torch.float32 if device == "cpu" else "auto"
+        return torch.float32 if on_cpu else "auto"
     return getattr(torch, name)
 
 
