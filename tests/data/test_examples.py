@@ -44,6 +44,7 @@ def test_in_colour_the_supervised_text_is_green_and_nothing_else(tokenizer: Any)
     assert green == tokenizer.decode([label for label in row["labels"] if label != -100])
     assert uncoloured(body) == tokenizer.decode(row["input_ids"])
     assert "\x1b[32;1m<|im_end|>" in body, "special tokens stand out"
+    assert "\x1b[2;1m<|im_start|>" in body
     assert "⟦" not in head + body
 
 

@@ -108,7 +108,7 @@ def test_distill_finds_its_rows_in_the_store_and_gkd_reads_them_with_its_teacher
     examples = [tokenizer.decode(supervised(row)) for row in tokens[:2]]
     text = dry_run(distill, teacher_logits=str(store), top_k=4, gradient_accumulation_steps=3, **options)
     assert f"{learnt:,} supervised" in text
-    assert "7 steps of 6 rows (2 per device × 1 processes × 3 accumulated)" in text
+    assert "7 steps of 6 rows (2 per device × 1 process × 3 accumulated)" in text
     assert marked(text) == examples
     teacher = {"teacher_model_name_or_path": str(student), "teacher_context": "few_shot"}
     text = dry_run(gkd, dataset_path=str(rows), **teacher, **options)

@@ -102,7 +102,8 @@ def _describe_row(
     number: int, row: Mapping[str, Any], tokenizer: Any, form: ReasoningFormat | None, colour: bool
 ) -> str:
     labels = list(row["labels"])
-    special = set(tokenizer.all_special_ids)
+    added = {token for token, text in tokenizer.added_tokens_decoder.items() if text.special}
+    special = added | set(tokenizer.all_special_ids)
     text = []
     for is_supervised, group in itertools.groupby(
         zip(row["input_ids"], labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX

@@ -72,7 +72,7 @@ def describe_training(
     lines.append(
         f"an epoch: {about}{rows:,}{' packed' * config.packing} rows, {tokens[0]:,} tokens, {tokens[1]:,} supervised"
     )
-    batches = f"{batch} per device × {ranks} processes × {accumulation} accumulated"
+    batches = f"{batch} per device × {ranks} process{'es' * (ranks > 1)} × {accumulation} accumulated"
     lines.append(f"{steps:,} steps of {batch * ranks * accumulation:,} rows ({batches})")
     return "\n".join([*lines, prepared.examples])
 
