@@ -11,7 +11,7 @@ FOLDERS = ("docs", "recipes")
 BLOCK = re.compile(r"```.*?```", re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 NAME = re.compile(r"(?<![\w./-])[a-z][a-z0-9]*_\w+(?![\w/]|\.\w)")
-NAMES_OF_OTHERS = {"weights_only"}  # torch.load's
+NAMES_OF_OTHERS = {"weights_only", "restore_callback_states_from_checkpoint"}  # of torch.load and TrainingArguments
 
 
 def broken_links(root: Path) -> list[str]:
