@@ -172,7 +172,8 @@ def _mixture_size(facts: StageFacts) -> int | None:
     if not isinstance(mixture, Mapping):
         return None
     counts = [entry.get("count") if isinstance(entry, Mapping) else entry for entry in mixture.values()]
-    return facts.get("total") if None in counts else sum(counts)
+    known = [int(count) for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else facts.get("total")
 
 
 def cheapest(facts: StageFacts, resources: Resources, card: Card, most_ranks: int) -> tuple[str, int, Memory] | None:
