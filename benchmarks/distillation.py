@@ -60,13 +60,13 @@ def live(**options: Any) -> Arm:
 ARMS = {
     CONTROL: Arm("sft", "main"),
     "distilled": distilled("main"),
-    "SFT, half the epochs": Arm("sft", "control", {"num_train_epochs": 0.5}),
-    "SFT, half the rate": Arm("sft", "control", {"learning_rate": 5e-4}),
-    "distilled, twice the epochs": distilled("control", num_train_epochs=2.0),
+    "SFT, epochs / 2": Arm("sft", "control", {"num_train_epochs": 0.5}),
+    "SFT, lr / 2": Arm("sft", "control", {"learning_rate": 5e-4}),
+    "distilled, epochs × 2": distilled("control", num_train_epochs=2.0),
     "α = 0.35": distilled("weight", kd_weight=0.35),
     "α = 1": distilled("weight", kd_weight=1.0),
     "α = 10": distilled("weight", kd_weight=10.0),
-    "α = 10, twice the rate": distilled("rate", kd_weight=10.0, learning_rate=2e-3),
+    "α = 10, lr × 2": distilled("rate", kd_weight=10.0, learning_rate=2e-3),
     "K = 1": distilled("K", top_k=1),
     "K = 3": distilled("K", top_k=3),
     "K = 25": distilled("K", top_k=25),
@@ -81,12 +81,10 @@ ARMS = {
     ),
     "live, half on the student's text": live(),
     "live, all on the student's text": live(lmbda=1.0, sft_weight=0.0),
-    "live, α = 10, twice the rate": live(kd_weight=10.0, learning_rate=2e-3),
-    "live, α = 10, twice the rate, three times the epochs": live(
-        kd_weight=10.0, learning_rate=2e-3, num_train_epochs=3.0
-    ),
-    "SFT, three times the epochs": Arm("sft", "control", {"num_train_epochs": 3.0}),
-    "distilled, three times the epochs": distilled("control", num_train_epochs=3.0),
+    "live, α = 10, lr × 2": live(kd_weight=10.0, learning_rate=2e-3),
+    "live, α = 10, lr × 2, epochs × 3": live(kd_weight=10.0, learning_rate=2e-3, num_train_epochs=3.0),
+    "SFT, epochs × 3": Arm("sft", "control", {"num_train_epochs": 3.0}),
+    "distilled, epochs × 3": distilled("control", num_train_epochs=3.0),
 }
 
 
@@ -217,6 +215,7 @@ def tabulate(experiment: Experiment, arms: Sequence[str], seeds: Sequence[int]) 
                 "p": pair.p if pair else None,
                 "test": pair.test if pair else None,
                 "gap_left_by_control_recovered": comparison.gap_left_by_control_recovered,
+                "gap_left_by_control_recovered_ci95": comparison.gap_left_by_control_recovered_ci95,
                 "gap_recovered": result.gap_recovered,
                 "base": comparison.models[BASE].accuracy,
                 "teacher": comparison.models[TEACHER].accuracy,
@@ -234,17 +233,23 @@ def markdown(report: Mapping[str, Any]) -> str:
         ends = f"Base {_percent(rows[0]['base'])}, teacher {_percent(rows[0]['teacher'])}."
         lines += [ends, ""]
     lines += [
-        "| arm | seeds | accuracy | 95 % interval | − SFT, points | 95 % interval | p | of the gap SFT leaves |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| arm | seeds | accuracy | 95 % interval | − SFT, points | 95 % interval | p | of the gap SFT leaves | 95 % interval |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         cells = [row["arm"], str(len(row["seeds"])), _percent(row["accuracy"]), _interval(row["ci95"])]
         if row["difference"] is None:
-            cells += ["–"] * 4
+            cells += ["–"] * 5
         else:
-            share = row["gap_left_by_control_recovered"]
+            share, limits = (row[f"gap_left_by_control_recovered{end}"] for end in ("", "_ci95"))
             p = f"{row['p']:.1e}" if row["p"] < 0.001 else f"{row['p']:.3f}"
-            cells += [f"{100 * row['difference']:+.1f}", _interval(row["difference_ci95"]), p, _percent(share)]
+            cells += [
+                f"{100 * row['difference']:+.1f}",
+                _interval(row["difference_ci95"]),
+                p,
+                _percent(share),
+                _interval(limits),
+            ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -276,35 +281,38 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
         axes.plot(100 * row["difference"], place, "D", color="#dc6a28", markersize=6)
     axes.set_yticks(range(len(rows)), [f"{row['arm']} ({len(row['seeds'])})" for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("points of accuracy over SFT on the same rows (95 % interval; dots: seeds)")
+    axes.set_xlabel("points over SFT on the same rows (95 %; dots: seeds)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 
 def plot_sweeps(report: Mapping[str, Any], path: Path) -> None:
-    """The difference to the control against K, T and α, with intervals, as SVG."""
+    """The difference to the control against K, T and α, a line per seed that all arms of the sweep have, as SVG."""
     from matplotlib import pyplot
 
-    rows = {row["arm"]: row for row in report["arms"] if row["difference"] is not None}
+    by_seed = {row["arm"]: row["by_seed"] for row in report["arms"]}
     curves = []
     for group, option, shipped in SWEEPS:
-        arms = {ARMS[name].options[option]: row for name, row in rows.items() if ARMS[name].group == group}
-        curves.append(sorted((arms | {shipped: rows["distilled"]}).items()) if arms and "distilled" in rows else [])
+        arms = {ARMS[name].options[option]: seeds for name, seeds in by_seed.items() if ARMS[name].group == group}
+        curves.append(sorted((arms | {shipped: by_seed["distilled"]}).items()) if arms else [])
     if not all(curves):
         return
     figure, panels = pyplot.subplots(1, len(SWEEPS), figsize=(8, 2.6), layout="constrained", sharey=True)
     for axes, curve, (_, option, shipped) in zip(panels, curves, SWEEPS, strict=True):
         places = range(len(curve))
-        means = [100 * row["difference"] for _, row in curve]
-        low, high = ([100 * row["difference_ci95"][end] for _, row in curve] for end in (0, 1))
-        axes.vlines(places, low, high, color="#2f74d0", linewidth=2)
-        axes.plot(places, means, "D-", color="#dc6a28", markersize=5, linewidth=1)
+        seeds = sorted(set(by_seed[CONTROL]).intersection(*(accuracies for _, accuracies in curve)))
+        lines = [[100 * (accuracies[seed] - by_seed[CONTROL][seed]) for _, accuracies in curve] for seed in seeds]
+        for line in lines:
+            axes.plot(places, line, "o-", color="#2f74d0", alpha=0.35, markersize=4, linewidth=1)
+        means = [sum(points) / len(points) for points in zip(*lines, strict=True)]
+        axes.plot(places, means, "D-", color="#dc6a28", markersize=6)
         axes.axhline(0, color="0.6", linewidth=1)
         axes.set_xticks(places, [f"{value:g}{' *' if value == shipped else ''}" for value, _ in curve])
         axes.set_xlabel(f"{option} (* as shipped)")
+        axes.set_title(f"seeds {', '.join(seeds)}", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("points over SFT (95 %)")
+    panels[0].set_ylabel("points over SFT")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
@@ -324,8 +332,8 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _interval(interval: Sequence[float]) -> str:
-    return " to ".join(f"{100 * limit:.1f}" for limit in interval)
+def _interval(interval: Sequence[float] | None) -> str:
+    return "–" if interval is None else " to ".join(f"{100 * limit:.1f}" for limit in interval)
 
 
 def main() -> None:
