@@ -18,7 +18,7 @@ from tests.distributed.launching import ENVIRONMENT, launch_command
 from trl_reasoning_distill.scripts import capture
 from trl_reasoning_distill.teacher.store import TopKStore
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:.*has no chat template")]  # the story teller
 
 
 def arguments(model: Path, dataset: Path, output: Path, unit_rows: int) -> list[str]:
