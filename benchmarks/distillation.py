@@ -71,7 +71,7 @@ ARMS = {
     "K = 3": distilled("K", top_k=3),
     "K = 25": distilled("K", top_k=25),
     "T = 1": distilled("T", kd_temperature=1.0),
-    "T = 4": distilled("T", kd_temperature=4.0),
+    "T = 4": Arm("distill", "T", {"kd_temperature": 4.0}, {"temperatures": [1.0, 4.0]}),
     "renormalized": distilled("support", kd_support="renormalized"),
     "reverse KL": distilled("support", kd_divergence="reverse_kl"),
     "adaptive K, top-p 0.95": distilled("support", top_k=25, kd_top_p=0.95),
@@ -147,7 +147,7 @@ class Experiment:
         return folder
 
     def _capture(self, data: Path, options: Mapping[str, Any]) -> Path:
-        folder = data / ("capture-context" if options else "capture")
+        folder = data / "-".join(["capture", *options])
         return _run_stage("capture", {"dataset": data / "verify"} | dict(options), folder)
 
     def _evaluate(self, output: Path, name: str, model: Path) -> None:
