@@ -47,6 +47,18 @@ def test_a_copy_brings_the_files_that_its_yaml_names(tmp_path: Path) -> None:
     assert (Path(generate.options["model"]) / "model.safetensors").is_file()
 
 
+def test_a_copy_that_builds_on_another_recipe_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "quickstart_gkd"):
+        cli.main(["recipes", "copy", name, f"recipes/{name}"])
+        needs_other = "trl-distill recipes copy quickstart recipes/quickstart`" in capsys.readouterr().out
+        assert needs_other == (name == "quickstart_gkd")
+    (gkd,) = (item for item in read_recipe(Path("recipes/quickstart_gkd")) if item.name == "gkd")
+    assert (Path(gkd.options["model_name_or_path"]) / "model.safetensors").is_file()
+
+
 def test_a_copy_never_overwrites_and_a_typo_lists_the_names(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="is there already"):
         copy_recipe("quickstart", tmp_path)

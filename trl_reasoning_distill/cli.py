@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trl_reasoning_distill import launch
 from trl_reasoning_distill.scripts import STAGES, options, stage
-from trl_reasoning_distill.shipped import copy_recipe, shipped_recipes
+from trl_reasoning_distill.shipped import copy_recipe, other_recipes, shipped_recipes
 
 _LAUNCHER_HELP = """\
 launcher options:
@@ -71,6 +71,8 @@ def recipes(args: Sequence[str]) -> None:
     if arguments.action == "copy":
         target = copy_recipe(arguments.name, arguments.target)
         print(f"{target}: edit its YAML, then `trl-distill run {target}`; results go to runs/{target.resolve().name}/")
+        for other in other_recipes(target):
+            print(f"It builds on {other}: `trl-distill recipes copy {other} recipes/{other}`, and run that first.")
         return
     for recipe in shipped_recipes():
         print(f"{recipe.name:<20} {recipe.summary}")

@@ -5,6 +5,7 @@ In a checkout they stand beside the package, in a wheel inside it.
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,3 +75,10 @@ def copy_recipe(name: str, target: Path) -> Path:
             )
             path.write_text(moved, encoding="utf-8")
     return target
+
+
+def other_recipes(recipe: Path) -> list[str]:
+    """Shipped recipes whose files or results the YAMLs of a recipe's folder name, but for its own."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(recipe.glob("*.yaml")))
+    named = set(re.findall(r"\b(?:recipes|runs)/([\w-]+)/", text)) - {recipe.resolve().name}
+    return [other.name for other in shipped_recipes() if other.name in named]
