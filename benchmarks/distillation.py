@@ -254,7 +254,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Intervals are a bootstrap over seeds and problems; p is a t-test with variance clustered by both (one seed: McNemar's exact "
-        "test). Differences are paired by seed and problem.",
+        "test; of two or three seeds believe the dots rather than p). Differences are paired by seed and problem.",
     ]
     lines += [f"- {name}: skipped, {reason}" for name, reason in report["skipped"].items()]
     return "\n".join(lines) + "\n"
@@ -310,7 +310,7 @@ def plot_sweeps(report: Mapping[str, Any], path: Path) -> None:
         axes.axhline(0, color="0.6", linewidth=1)
         axes.set_xticks(places, [f"{value:g}{' *' if value == shipped else ''}" for value, _ in curve])
         axes.set_xlabel(f"{option} (* as shipped)")
-        axes.set_title(f"seeds {', '.join(seeds)}", fontsize="medium")
+        axes.set_title(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("points over SFT")
     figure.savefig(path, metadata={"Date": None})
