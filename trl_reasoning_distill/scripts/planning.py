@@ -56,6 +56,7 @@ def describe_training(
 
     from trl_reasoning_distill.trainer.planning import prepare_data
 
+    config.preview_examples = EXAMPLES
     datasets = {"train_dataset": train_rows, "eval_dataset": eval_rows}
     name, revision = str(model.model_name_or_path), model.model_revision
     prepared = prepare_data(trainer_class, config, name, revision, peft_config=get_peft_config(model), **datasets)

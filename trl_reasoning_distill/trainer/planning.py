@@ -14,8 +14,6 @@ from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.trainer.preparation import PreparationReport
 from trl_reasoning_distill.trainer.trl_bridge import construct_until_prepared
 
-EXAMPLES = 2
-
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
@@ -46,7 +44,7 @@ def prepare_data(
 
     Args:
         trainer_class: The trainer.
-        config: Its configuration; `preview_examples` is set.
+        config: Its configuration; shows `preview_examples` rows.
         name: Folder or hub name of the student.
         revision: Branch, tag or commit of a hub model.
         peft_config: The adapter that is to be trained, if any.
@@ -67,7 +65,6 @@ def prepare_data(
         tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
     with torch.device("meta"):
         student = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
-    config.preview_examples = EXAMPLES
     trainer, rows = construct_until_prepared(
         trainer_class, student, args=config, processing_class=tokenizer, peft_config=peft_config, **datasets
     )
