@@ -22,12 +22,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl_reasoning_distill.evaluation.compare import Comparison
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPE = REPOSITORY / "recipes" / "quickstart"
 CONFIGS = (RECIPE, REPOSITORY / "recipes" / "quickstart_gkd")  # a stage's YAML is in one of them
-CONTROL, TEACHER, BASE = "SFT", "teacher", "base"
+CONTROL, SHIPPED, TEACHER, BASE = "SFT", "distilled", "teacher", "base"
+LONG_CONTROL = "SFT, epochs × 3"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Arm:
         group: What it is part of, for the table.
         options: Beside those of the recipe's YAML and the budget that all arms share.
         capture: Options of a teacher's store of its own; most arms share one.
+        control: The arm that saw the same rows for as many steps, without a teacher.
     """
 
     stage: str
     group: str
     options: Mapping[str, Any] = field(default_factory=dict)
     capture: Mapping[str, Any] = field(default_factory=dict)
+    control: str = CONTROL
 
 
 def distilled(group: str, **options: Any) -> Arm:
@@ -52,17 +58,16 @@ def distilled(group: str, **options: Any) -> Arm:
     return Arm("distill", group, options)
 
 
-def live(**options: Any) -> Arm:
+def live(control: str = CONTROL, **options: Any) -> Arm:
     """The teacher is asked while the student trains, also on what the student writes; weight and rate as in the others."""
-    return Arm("gkd", "live", {"kd_weight": 3.0, "learning_rate": 1e-3} | options)
+    return Arm("gkd", "live", {"kd_weight": 3.0, "learning_rate": 1e-3} | options, control=control)
 
 
 ARMS = {
     CONTROL: Arm("sft", "main"),
-    "distilled": distilled("main"),
+    SHIPPED: distilled("main"),
     "SFT, epochs / 2": Arm("sft", "control", {"num_train_epochs": 0.5}),
     "SFT, lr / 2": Arm("sft", "control", {"learning_rate": 5e-4}),
-    "distilled, epochs × 2": distilled("control", num_train_epochs=2.0),
     "α = 0.35": distilled("weight", kd_weight=0.35),
     "α = 1": distilled("weight", kd_weight=1.0),
     "α = 10": distilled("weight", kd_weight=10.0),
@@ -82,14 +87,17 @@ ARMS = {
     "live, half on the student's text": live(),
     "live, all on the student's text": live(lmbda=1.0, sft_weight=0.0),
     "live, α = 10, lr × 2": live(kd_weight=10.0, learning_rate=2e-3),
-    "live, α = 10, lr × 2, epochs × 3": live(kd_weight=10.0, learning_rate=2e-3, num_train_epochs=3.0),
-    "SFT, epochs × 3": Arm("sft", "control", {"num_train_epochs": 3.0}),
-    "distilled, epochs × 3": distilled("control", num_train_epochs=3.0),
+    LONG_CONTROL: Arm("sft", "control", {"num_train_epochs": 3.0}),
+    "SFT, lr × 2, epochs × 3": Arm("sft", "control", {"num_train_epochs": 3.0, "learning_rate": 2e-3}),
+    "distilled, epochs × 3": Arm("distill", "main", {"num_train_epochs": 3.0}, control=LONG_CONTROL),
+    "live, α = 10, lr × 2, epochs × 3": live(LONG_CONTROL, kd_weight=10.0, learning_rate=2e-3, num_train_epochs=3.0),
 }
 
 
 SWEEPS = (("K", "top_k", 10), ("T", "kd_temperature", 2.0), ("weight", "kd_weight", 3.0))
-"""Groups of arms that change one option, the option, and its value in the recipe: the arm "distilled"."""
+"""Groups of arms that change one option, the option, and its value in the recipe: the arm `SHIPPED`."""
+VARIATIONS = ("weight", "rate", "K", "T", "support", "more")
+"""Groups whose arms are also compared with `SHIPPED`: what does the option do?"""
 
 
 class UnavailableError(Exception):
@@ -187,70 +195,86 @@ def run_all(experiment: Experiment, arms: Sequence[str], seeds: Sequence[int]) -
 
 
 def tabulate(experiment: Experiment, arms: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """One row per arm: accuracy, and the difference to the control over the seeds that both have."""
+    """One row per arm: accuracy, and the difference to its control over the seeds that both have."""
     from trl_reasoning_distill.evaluation.compare import compare_models
 
     untrained = [row for name in (BASE, TEACHER) for row in experiment.predictions(name, None)]
-    control = {seed: rows for seed in seeds if (rows := experiment.predictions(CONTROL, seed))}
+    answers = {name: {seed: rows for seed in seeds if (rows := experiment.predictions(name, seed))} for name in ARMS}
+
+    def versus(name: str, other: str) -> tuple[list[int], Comparison]:
+        shared = sorted(answers[name].keys() & answers[other].keys())
+        rows = [row for arm in {name, other} for seed in shared for row in answers[arm][seed]]
+        return shared, compare_models(untrained + rows, control=other, student=name if name != other else "")
+
     table = []
     for name in arms:
-        own = {seed: rows for seed in control if (rows := experiment.predictions(name, seed))}
-        if not own:
+        control = ARMS[name].control
+        if not answers[name].keys() & answers[control].keys():
             continue
-        rows = untrained + [row for seed in own for row in own[seed]]
-        if name != CONTROL:
-            rows += [row for seed in own for row in control[seed]]
-        comparison = compare_models(rows, control=CONTROL, student=name if name != CONTROL else "")
-        result, pair = comparison.models[name], comparison.paired.get(f"{name}_vs_{CONTROL}")
-        table.append(
-            {
-                "arm": name,
-                "group": ARMS[name].group,
-                "seeds": sorted(own),
-                "accuracy": result.accuracy,
-                "ci95": result.ci95,
-                "by_seed": result.by_run or {str(seed): result.accuracy for seed in own},
-                "difference": pair.difference if pair else None,
-                "difference_ci95": pair.ci95 if pair else None,
-                "p": pair.p if pair else None,
-                "test": pair.test if pair else None,
-                "gap_left_by_control_recovered": comparison.gap_left_by_control_recovered,
-                "gap_left_by_control_recovered_ci95": comparison.gap_left_by_control_recovered_ci95,
-                "gap_recovered": result.gap_recovered,
-                "base": comparison.models[BASE].accuracy,
-                "teacher": comparison.models[TEACHER].accuracy,
-            }
-        )
+        shared, comparison = versus(name, control)
+        result = comparison.models[name]
+        row = {
+            "arm": name,
+            "group": ARMS[name].group,
+            "seeds": shared,
+            "accuracy": result.accuracy,
+            "ci95": result.ci95,
+            "by_seed": result.by_run or {str(seed): result.accuracy for seed in shared},
+            "control": control if name != control else None,
+            "gap_left_by_control_recovered": comparison.gap_left_by_control_recovered,
+            "gap_left_by_control_recovered_ci95": comparison.gap_left_by_control_recovered_ci95,
+            "gap_recovered": result.gap_recovered,
+            "base": comparison.models[BASE].accuracy,
+            "teacher": comparison.models[TEACHER].accuracy,
+        }
+        row |= _difference(comparison, name, control)
+        if ARMS[name].group in VARIATIONS and answers[name].keys() & answers[SHIPPED].keys():
+            shared, comparison = versus(name, SHIPPED)
+            row["to_shipped"] = {"seeds": shared} | _difference(comparison, name, SHIPPED)
+        table.append(row)
     return table
 
 
+def _difference(comparison: Comparison, name: str, other: str) -> dict[str, Any]:
+    pair = comparison.paired.get(f"{name}_vs_{other}")
+    if pair is None:
+        return dict.fromkeys(("difference", "difference_ci95", "p", "test"))
+    return {"difference": pair.difference, "difference_ci95": pair.ci95, "p": pair.p, "test": pair.test}
+
+
 def markdown(report: Mapping[str, Any]) -> str:
-    """The table for a reader."""
+    """The tables for a reader."""
     rows = report["arms"]
     settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items())
     lines = [f"`{report['command']}`", "", f"{settings}.", ""]
     if rows:
-        ends = f"Base {_percent(rows[0]['base'])}, teacher {_percent(rows[0]['teacher'])}."
-        lines += [ends, ""]
+        lines += [f"Base {_percent(rows[0]['base'])}, teacher {_percent(rows[0]['teacher'])}.", ""]
     lines += [
-        "| arm | seeds | accuracy | 95 % interval | − SFT, points | 95 % interval | p | of the gap SFT leaves | 95 % interval |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| arm | seeds | accuracy | 95 % interval | its control | − control, points | 95 % interval | p | "
+        "of the gap the control leaves | 95 % interval |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         cells = [row["arm"], str(len(row["seeds"])), _percent(row["accuracy"]), _interval(row["ci95"])]
-        if row["difference"] is None:
-            cells += ["–"] * 5
+        if row["control"] is None:
+            cells += ["–"] * 6
         else:
             share, limits = (row[f"gap_left_by_control_recovered{end}"] for end in ("", "_ci95"))
-            p = f"{row['p']:.1e}" if row["p"] < 0.001 else f"{row['p']:.3f}"
-            cells += [
-                f"{100 * row['difference']:+.1f}",
-                _interval(row["difference_ci95"]),
-                p,
-                _percent(share),
-                _interval(limits),
-            ]
+            cells += [row["control"], *_difference_cells(row), _percent(share), _interval(limits)]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The control of an arm with a teacher is trained on the same rows for as many steps without one.",
+        "",
+        f'What an option does: the arms that change one or two of the arm "{SHIPPED}", against it.',
+        "",
+        f"| arm | seeds | − {SHIPPED}, points | 95 % interval | p |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if to_shipped := row.get("to_shipped"):
+            cells = [row["arm"], str(len(to_shipped["seeds"])), *_difference_cells(to_shipped)]
+            lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
         "Intervals are a bootstrap over seeds and problems; p is a t-test with variance clustered by both (one seed: McNemar's exact "
@@ -260,8 +284,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _difference_cells(row: Mapping[str, Any]) -> list[str]:
+    p = f"{row['p']:.1e}" if row["p"] < 0.001 else f"{row['p']:.3f}"
+    return [f"{100 * row['difference']:+.1f}", _interval(row["difference_ci95"]), p]
+
+
 def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Differences to the control, with their intervals and their seeds, as SVG."""
+    """Differences to the controls, with their intervals and their seeds, as SVG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -270,18 +299,19 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     rows = [row for row in report["arms"] if row["difference"] is not None]
     if not rows:
         return
-    control = next(row["by_seed"] for row in report["arms"] if row["arm"] == CONTROL)
+    by_seed = {row["arm"]: row["by_seed"] for row in report["arms"]}
     matplotlib.rcParams |= {"svg.hashsalt": "distillation", "svg.fonttype": "none"}
     figure, axes = pyplot.subplots(figsize=(7, 0.36 * len(rows) + 1.1), layout="constrained")
     axes.axvline(0, color="0.6", linewidth=1)
     for place, row in enumerate(rows):
         axes.plot([100 * limit for limit in row["difference_ci95"]], [place, place], color="#2f74d0", linewidth=2)
+        control = by_seed.get(row["control"], {})
         seeds = [100 * (value - control[seed]) for seed, value in row["by_seed"].items() if seed in control]
         axes.plot(seeds, [place] * len(seeds), "o", color="#2f74d0", alpha=0.35, markersize=4)
         axes.plot(100 * row["difference"], place, "D", color="#dc6a28", markersize=6)
     axes.set_yticks(range(len(rows)), [f"{row['arm']} ({len(row['seeds'])})" for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("points over SFT on the same rows (95 %; dots: seeds)")
+    axes.set_xlabel("points over SFT on the same rows for as many steps (95 %; dots: seeds)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
@@ -295,7 +325,7 @@ def plot_sweeps(report: Mapping[str, Any], path: Path) -> None:
     curves = []
     for group, option, shipped in SWEEPS:
         arms = {ARMS[name].options[option]: seeds for name, seeds in by_seed.items() if ARMS[name].group == group}
-        curves.append(sorted((arms | {shipped: by_seed["distilled"]}).items()) if arms else [])
+        curves.append(sorted((arms | {shipped: by_seed[SHIPPED]}).items()) if arms else [])
     if not all(curves):
         return
     figure, panels = pyplot.subplots(1, len(SWEEPS), figsize=(8, 2.6), layout="constrained", sharey=True)
@@ -317,10 +347,8 @@ def plot_sweeps(report: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(report: Mapping[str, Any], output: Path | None) -> None:
+def write(report: Mapping[str, Any], output: Path) -> None:
     """`OUTPUT.json`, `OUTPUT.md`, `OUTPUT.svg` and `OUTPUT-sweeps.svg`."""
-    if output is None:
-        return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     output.with_suffix(".md").write_text(markdown(report))
@@ -351,7 +379,7 @@ def main() -> None:
     parser.add_argument("--table_only", action="store_true", help="train nothing; tabulate what is there")
     options = parser.parse_args()
     quick = options.quick
-    arms = options.arms or ([CONTROL, "distilled"] if quick else list(ARMS))
+    arms = options.arms or ([CONTROL, SHIPPED] if quick else list(ARMS))
     seeds = options.seeds or ([0, 1] if quick else [0, 1, 2, 3, 4])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     work = options.work or REPOSITORY / "runs" / "benchmarks" / ("distillation-quick" if quick else "distillation")
@@ -373,9 +401,11 @@ def main() -> None:
     skipped: dict[str, str] = {}
     if not options.table_only:
         for skipped in run_all(experiment, arms, seeds):
-            write(report(skipped), options.output)
+            if options.output is not None:
+                write(report(skipped), options.output)
     final = report(skipped)
-    write(final, options.output)
+    if options.output is not None:
+        write(final, options.output)
     if not options.json:
         print(markdown(final))
     print(json.dumps(final))
