@@ -12,9 +12,9 @@ pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
 from tests.evaluation.test_report import Page, assert_self_contained, predictions
 from trl_reasoning_distill.data.files import write_json, write_jsonl
-from trl_reasoning_distill.data.manifest import StageRun
-from trl_reasoning_distill.evaluation.ablation import write_ablation_report
-from trl_reasoning_distill.evaluation.runs import read_run
+from trl_reasoning_distill.data.manifest import StageManifest, StageRun
+from trl_reasoning_distill.evaluation.ablation import group_runs, write_ablation_report
+from trl_reasoning_distill.evaluation.runs import Run, read_run
 
 
 def make_run(folder: Path, *, top_k: int, right: int, seed: int = 0, n: int = 60) -> Path:
@@ -88,6 +88,22 @@ def test_settings_are_sorted_by_effect_and_seeds_are_one_setting(tmp_path: Path)
     )
     plain = json.loads((tmp_path / "report" / "comparison.json").read_text())
     assert [each["effect"] for each in plain["settings"]] == pytest.approx([22 / 60, 10 / 60, -2 / 60])
+
+
+def test_an_option_that_some_runs_lack_is_told_only_if_nothing_else_tells_them_apart() -> None:
+    def run(name: str, **config: object) -> Run:
+        train = StageManifest("distill", "finished", config, {}, {}, "", {}, None, 0, "", 0.0, "", "")
+        return Run(name, Path(name), {}, None, {"train": train})
+
+    older, newer, wider = (
+        run("older", k=10),
+        run("newer", k=10, merge=False, show=3),
+        run("w", k=25, merge=False, show=3),
+    )
+    told = [varied for _, varied in group_runs([run("control", seed=1), older, wider])]
+    assert told == [{"train.k": None}, {"train.k": 10}, {"train.k": 25}]
+    told = [varied for _, varied in group_runs([older, newer, wider])]
+    assert told == [{"train.k": k, "train.merge": merge} for k, merge in ((10, None), (10, False), (25, False))]
 
 
 def test_runs_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def draw(rng, runs, problems, *, shift=0.0, run_spread=0.0, problem_spread=0.0, 
 def test_one_run_is_the_bootstrap_over_problems_that_scipy_does():
     values = np.random.default_rng(1).random(150)
     own = percentile_interval(resample({"m": values[None]})["m"])
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, random_state=0).confidence_interval
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=4000, random_state=0
+    ).confidence_interval
     assert own == pytest.approx((theirs.low, theirs.high), abs=0.006)
 
 

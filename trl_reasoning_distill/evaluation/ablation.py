@@ -106,13 +106,26 @@ def write_ablation_report(
 def group_runs(runs: Sequence[Run]) -> list[tuple[list[Run], dict[str, Any]]]:
     """Runs that differ in nothing but seeds, together; each group with the options in which it differs from the others."""
     plain = [{key: value for key, value in run.settings.items() if not _is_seed(key)} for run in runs]
-    keys = sorted(set().union(*plain))
-    varied = [key for key in keys if any(each.get(key) != plain[0].get(key) for each in plain)]
+    varied = _varied(plain)
     groups: dict[str, tuple[list[Run], dict[str, Any]]] = {}
     for run, settings in zip(runs, plain, strict=True):
         own = {key: settings.get(key) for key in varied}
         groups.setdefault(repr(own), ([], own))[0].append(run)
     return list(groups.values())
+
+
+def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options that runs have and have set differently.
+
+    An option that some runs lack, being of another stage or an older version, is one of them only if nothing else tells those runs apart.
+    """
+    keys = sorted(set().union(*settings))
+    varied = [key for key in keys if len({repr(each[key]) for each in settings if key in each}) > 1]
+    for key in keys:
+        kinds = {repr([each.get(known) for known in varied]) for each in settings}
+        if len({repr([each.get(known) for known in [*varied, key]]) for each in settings}) > len(kinds):
+            varied.append(key)
+    return sorted(varied)
 
 
 def result_line(settings: Sequence[Setting], report: str) -> str:
