@@ -77,15 +77,18 @@ def test_settings_are_sorted_by_effect_and_seeds_are_one_setting(tmp_path: Path)
     told = " ".join(" ".join(Page(text).texts).split()).replace("\N{NO-BREAK SPACE}", " ")
     for expected in (
         "k10-seed0 has the largest effect: +36.7 points",
-        "distill.top_k",
+        "control gap left by control, recovered top_k seeds",
         "Accuracy on held-out problems during",
         "K <b>",
     ):
         assert expected in told, expected
     markdown = (tmp_path / "report" / "report.md").read_text()
-    assert (
-        markdown.index("| k10-seed0 | 10 | 2 |") < markdown.index("| k5 | 5 | 1 |") < markdown.index("| k25 | 25 | 1 |")
-    )
+    rows = [line.split(" | ") for line in markdown.splitlines() if line.startswith("| k")]
+    assert [(row[0], *row[-2:]) for row in rows] == [
+        ("| k10-seed0", "10", "2 |"),
+        ("| k5", "5", "1 |"),
+        ("| k25", "25", "1 |"),
+    ]
     plain = json.loads((tmp_path / "report" / "comparison.json").read_text())
     assert [each["effect"] for each in plain["settings"]] == pytest.approx([22 / 60, 10 / 60, -2 / 60])
 
@@ -110,3 +113,25 @@ def test_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / parent / "run", top_k=5, right=30) for parent in ("a", "b")]
     with pytest.raises(ValueError, match="same name"):
         write_ablation_report(runs, tmp_path / "report")
+
+
+def test_runs_without_a_control_are_sorted_by_accuracy_and_the_table_is_whole(tmp_path: Path) -> None:
+    runs = []
+    for k, right in ((5, 30), (10, 40)):
+        folder = tmp_path / f"k{k}"
+        with StageRun("distill", folder / "train", {"top_k": k}) as stage:
+            stage.finish({}, "")
+        with StageRun("evaluate", folder / "evaluate", {}) as stage:
+            write_jsonl(folder / "evaluate" / "predictions.jsonl", predictions({"student": right}, 60))
+            stage.finish({"problems": 60}, "60 problems")
+        runs.append(folder)
+    write_ablation_report(runs, tmp_path / "report", resamples=200)
+    lines = (tmp_path / "report" / "report.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("|")] == [
+        "| setting | student | top\\_k | seeds |",
+        "|---|---:|---:|---:|",
+        "| k10 | 66.7 % | 10 | 1 |",
+        "| k5 | 50.0 % | 5 | 1 |",
+    ]
+    rows = [row.split("</tr>")[0] for row in (tmp_path / "report" / "report.html").read_text().split("<tr>")[1:]]
+    assert [row.count("<th") + row.count("<td") for row in rows] == [5, 5, 5]

@@ -163,7 +163,7 @@ def _page(settings: Sequence[Setting], title: str, student: str) -> dict[str, An
     return {
         "title": printable(title),
         "settings": settings,
-        "keys": list(settings[0].varied),
+        "columns": _columns(list(settings[0].varied)),
         "chart": charts.difference_chart(known) if known else None,
         "curves": draw_curves({name: trainings[name] for name in shown}, colors),
         "left_out": len(trainings) - len(shown),
@@ -171,6 +171,12 @@ def _page(settings: Sequence[Setting], title: str, student: str) -> dict[str, An
         "runs": sum(len(setting.runs) for setting in settings),
         "first": settings[0].comparison,
     }
+
+
+def _columns(keys: Sequence[str]) -> dict[str, str]:
+    """Options to their headings: without the stage where no other stage's option has the name."""
+    names = [key.rpartition(".")[2] for key in keys]
+    return {key: name if names.count(name) == 1 else key for key, name in zip(keys, names, strict=True)}
 
 
 def _to_dict(setting: Setting) -> Mapping[str, Any]:
