@@ -278,7 +278,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Intervals are a bootstrap over seeds and problems; p is a t-test with variance clustered by both (one seed: McNemar's exact "
-        "test; of two or three seeds believe the dots rather than p). Differences are paired by seed and problem.",
+        "test; of two or three seeds believe the dots rather than p, and of p's far below 0.001 only that they are small). Differences are paired by seed and problem.",
     ]
     lines += [f"- {name}: skipped, {reason}" for name, reason in report["skipped"].items()]
     return "\n".join(lines) + "\n"
@@ -303,15 +303,20 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
     matplotlib.rcParams |= {"svg.hashsalt": "distillation", "svg.fonttype": "none"}
     figure, axes = pyplot.subplots(figsize=(7, 0.36 * len(rows) + 1.1), layout="constrained")
     axes.axvline(0, color="0.6", linewidth=1)
+    lowest = -10.0
     for place, row in enumerate(rows):
+        if 100 * row["difference_ci95"][1] < lowest:  # its place would leave the others none
+            told = f"← {100 * row['difference']:.1f}".replace("-", "−")
+            axes.text(0.01, place, told, transform=axes.get_yaxis_transform(), color="#dc6a28", va="center")
+            continue
         axes.plot([100 * limit for limit in row["difference_ci95"]], [place, place], color="#2f74d0", linewidth=2)
         control = by_seed.get(row["control"], {})
         seeds = [100 * (value - control[seed]) for seed, value in row["by_seed"].items() if seed in control]
         axes.plot(seeds, [place] * len(seeds), "o", color="#2f74d0", alpha=0.35, markersize=4)
         axes.plot(100 * row["difference"], place, "D", color="#dc6a28", markersize=6)
     axes.set_yticks(range(len(rows)), [f"{row['arm']} ({len(row['seeds'])})" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("points over SFT on the same rows for as many steps (95 %; dots: seeds)")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("points over its control (95 %; dots: seeds)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
