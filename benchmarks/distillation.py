@@ -279,7 +279,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         "Intervals are a bootstrap over seeds and problems; p is a t-test with variance clustered by both (one seed: McNemar's exact "
         "test; of two or three seeds believe the dots rather than p, and of p's far below 0.001 only that they are small). Differences are paired by seed and problem.",
+        "",
     ]
+    lines += [f"Not run: {'; '.join(report['unrun'])}."] if report["unrun"] else []
     lines += [f"- {name}: skipped, {reason}" for name, reason in report["skipped"].items()]
     return "\n".join(lines) + "\n"
 
@@ -400,7 +402,9 @@ def main() -> None:
 
     def report(skipped: Mapping[str, str]) -> dict[str, Any]:
         table = tabulate(experiment, arms, seeds)
-        return {"command": command, "quick": quick, "settings": settings, "arms": table, "skipped": dict(skipped)}
+        unrun = sorted(set(arms) - {row["arm"] for row in table} - skipped.keys(), key=arms.index)
+        told = {"arms": table, "unrun": unrun, "skipped": dict(skipped)}
+        return {"command": command, "quick": quick, "settings": settings} | told
 
     os.chdir(REPOSITORY)  # the recipe's YAMLs name its models from here
     skipped: dict[str, str] = {}
