@@ -1,9 +1,11 @@
-"""The first signal asks, its echoes are ignored, a later one means it."""
+"""The first signal asks, its echoes are ignored, a later one means it; a rank goes with its launcher."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -60,3 +62,28 @@ def test_a_thread_changes_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.SIG_DFL]
+
+
+RANK = """
+import sys, time
+from trl_reasoning_distill.interruption import end_with_launcher
+end_with_launcher(0.05)
+print("at work", flush=True)
+time.sleep(float(sys.argv[1]))
+print("done", flush=True)
+"""
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"
+
+
+@pytest.mark.parametrize(("started_by_torchrun", "said"), [(True, ""), (False, "done\n")])
+def test_a_rank_goes_with_a_launcher_that_is_killed(started_by_torchrun: bool, said: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    environment |= {"TORCHELASTIC_RUN_ID": "none"} if started_by_torchrun else {}
+    seconds = "60" if started_by_torchrun else "1"
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, RANK, seconds], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == "at work\n"
+    launcher.kill()
+    assert launcher.communicate(timeout=30)[0] == said  # the rank writes to the same pipe: its end is the rank's

@@ -1,11 +1,13 @@
 """SIGTERM and Ctrl-C: the first one asks to stop, and what was made is kept.
 
 A terminal sends Ctrl-C to every process of a launch, and a launcher hands signals on to its children, so one wish to stop arrives
-several times. What comes within `ECHO_SECONDS` of the first is its echo; what comes later means "at once".
+several times. What comes within `ECHO_SECONDS` of the first is its echo; what comes later means "at once". A launcher that is killed
+can hand nothing on: its ranks see that it has gone, and go too.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -69,3 +71,25 @@ def on_interruption(ask: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number in handled:
             signal.signal(number, before[number])
+
+
+def end_with_launcher(look_every: float = 0.2) -> None:
+    """Kill this rank as soon as the launcher that started it has gone.
+
+    torchrun, and so `accelerate launch`, starts each rank in a session of its own: `kill -9` of the launcher or of its process group leaves
+    the ranks at work, beside those of the launch that is to go on in their place. In a process that torchrun did not start
+    nothing happens: one behind `nohup` may outlive its parent.
+
+    Args:
+        look_every: Seconds between two looks.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(look_every)
+        os.kill(os.getpid(), signal.SIGKILL)  # what is on the disk is safe at any moment, as after any other `kill -9`
+
+    threading.Thread(target=watch, name="end_with_launcher", daemon=True).start()

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from tests.distributed.launching import ENVIRONMENT, launch_command
 from trl_reasoning_distill.scripts import capture
@@ -31,10 +33,15 @@ def command_of(processes: int, *where: Any) -> list[str]:
 
 
 def launch(processes: int, *where: Any) -> str:
-    """What is printed; one process is this one."""
+    """What is printed; one process is this one, with as many threads as the others have: sums depend on their number."""
     if processes == 1:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            capture.main(arguments(*where))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(int(ENVIRONMENT["OMP_NUM_THREADS"]))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                capture.main(arguments(*where))
+        finally:
+            torch.set_num_threads(threads)
         return printed.getvalue()
     done = subprocess.run(command_of(processes, *where), capture_output=True, text=True, env=ENVIRONMENT, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -42,7 +49,7 @@ def launch(processes: int, *where: Any) -> str:
 
 
 def launch_and_kill(done: Path, units: int, processes: int, *where: Any) -> None:
-    """Kill all processes of a launch at once as soon as some units are there."""
+    """Kill a launcher as soon as some units are there; its ranks, which have sessions of their own, see it and go."""
     process = subprocess.Popen(
         command_of(processes, *where),
         env=ENVIRONMENT,
@@ -54,8 +61,19 @@ def launch_and_kill(done: Path, units: int, processes: int, *where: Any) -> None
     while len(list(done.glob("*/manifest.json"))) < units and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, "it ended before it could be killed"
+    ranks = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    while any(map(is_at_work, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [rank for rank in ranks if is_at_work(rank)], "ranks have outlived their launcher"
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_rows(path: Path, count: int) -> Path:
@@ -87,7 +105,7 @@ def test_any_number_of_processes_makes_the_same_bytes(tmp_path, shared_data):
 
 def test_killed_launch_goes_on_with_other_numbers_of_processes(tmp_path, shared_data):
     """`kill -9` of two processes, then of three, then one finishes."""
-    dataset, model = write_rows(tmp_path / "rows.jsonl", 300), shared_data / "models" / "stories260K"
+    dataset, model = write_rows(tmp_path / "rows.jsonl", 400), shared_data / "models" / "stories260K"
     launch(1, model, dataset, tmp_path / "whole", 2)
     output = tmp_path / "killed"
     for units, processes in ((3, 2), (40, 3)):

@@ -38,7 +38,7 @@ import yaml
 
 from trl_reasoning_distill.data.disk import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError
-from trl_reasoning_distill.interruption import InterruptedBySignal, interrupt, on_interruption
+from trl_reasoning_distill.interruption import InterruptedBySignal, end_with_launcher, interrupt, on_interruption
 from trl_reasoning_distill.scripts import options
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ def stage_main(main: Callable[[list[str] | None], None]) -> Callable[..., None]:
             answer_early(
                 script, sys.argv[1:] if args is None else args, f"accelerate launch recipes/{Path(script).name}"
             )
+            end_with_launcher()
             with on_interruption(interrupt):
                 main(args)
         except DiskFullError as error:
