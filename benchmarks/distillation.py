@@ -203,7 +203,7 @@ def tabulate(experiment: Experiment, arms: Sequence[str], seeds: Sequence[int]) 
 
     def versus(name: str, other: str) -> tuple[list[int], Comparison]:
         shared = sorted(answers[name].keys() & answers[other].keys())
-        rows = [row for arm in {name, other} for seed in shared for row in answers[arm][seed]]
+        rows = [row for arm in dict.fromkeys((name, other)) for seed in shared for row in answers[arm][seed]]
         return shared, compare_models(untrained + rows, control=other, student=name if name != other else "")
 
     table = []
@@ -329,6 +329,8 @@ def plot_sweeps(report: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     by_seed = {row["arm"]: row["by_seed"] for row in report["arms"]}
+    if not {CONTROL, SHIPPED} <= by_seed.keys():
+        return
     curves = []
     for group, option, shipped in SWEEPS:
         arms = {ARMS[name].options[option]: seeds for name, seeds in by_seed.items() if ARMS[name].group == group}
