@@ -17,8 +17,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from trl_reasoning_distill.data.tokenization import tokenize_example
-from trl_reasoning_distill.teacher.alignment import RowAligner
 from trl_reasoning_distill.teacher.store import StoredRow
+from trl_reasoning_distill.teacher.store.alignment import RowAligner
 
 
 def load_solutions(data: Path, rows: int) -> dict[str, list[tuple[str, str]]]:

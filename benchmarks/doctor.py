@@ -113,8 +113,8 @@ def train(model: Any, teacher: Any, peft_config: Any, case: dict[str, Any], batc
 
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
     from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
+    from trl_reasoning_distill.trainer.gkd.trainer import TopKGKDTrainer
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-    from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
 
     accumulation = case.get("accumulation", 1)
     ids = torch.randint(4, 64, (batch * accumulation * 3, length)).tolist()

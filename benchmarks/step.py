@@ -25,9 +25,9 @@ from trl import SFTConfig, SFTTrainer
 from trl_reasoning_distill.data.tokenization import tokenizer_fingerprint
 from trl_reasoning_distill.losses.divergence import topk_divergence
 from trl_reasoning_distill.teacher.store import TopKLogProbs, TopKStoreWriter
-from trl_reasoning_distill.trainer.collator import KD_IDS, KD_LOG_PROBS
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+from trl_reasoning_distill.trainer.targets import KD_IDS, KD_LOG_PROBS
 from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 
 TEMPERATURE = 2.0

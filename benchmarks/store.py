@@ -42,7 +42,7 @@ def read_with_model(model_path: str, texts: str, positions: int, top_k: int) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trl_reasoning_distill.teacher.readers import TransformersReader
+    from trl_reasoning_distill.teacher.scoring import TransformersReader
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_reasoning_distill import ReasoningFormat, fused_linear_distillation_loss, load_problems
+from trl_reasoning_distill.data.mixture import worked_rows
 from trl_reasoning_distill.data.tokenization import tokenize_example
-from trl_reasoning_distill.data.worked import worked_rows
 from trl_reasoning_distill.losses.fused import LinearTeacher
 
 MODELS = Path(__file__).resolve().parents[1] / "recipes" / "quickstart" / "models"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trl_reasoning_distill import ReasoningFormat, TopKDistillConfig, TopKDistillTrainer, load_problems
 from trl_reasoning_distill.data.files import write_jsonl
-from trl_reasoning_distill.data.worked import worked_rows
+from trl_reasoning_distill.data.mixture import worked_rows
 from trl_reasoning_distill.scripts import capture
 
 MODELS = Path(__file__).resolve().parents[1] / "recipes" / "quickstart" / "models"

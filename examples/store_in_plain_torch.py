@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trl_reasoning_distill import ReasoningFormat, TopKStore, load_problems, topk_divergence
 from trl_reasoning_distill.data.files import write_jsonl
-from trl_reasoning_distill.data.worked import worked_rows
+from trl_reasoning_distill.data.mixture import worked_rows
 from trl_reasoning_distill.scripts import capture
 
 TEACHER = Path(__file__).resolve().parents[1] / "recipes" / "quickstart" / "models" / "teacher"

@@ -170,7 +170,7 @@ def test_a_stage_really_starts_under_accelerate_and_its_error_is_one_line(tmp_pa
 @pytest.mark.parametrize("to_all", [True, False])
 def test_a_signal_is_the_childs_to_answer_and_is_waited_for(number: signal.Signals, to_all: bool) -> None:
     child = (
-        "import time\nfrom trl_reasoning_distill.interruption import interrupt, on_interruption\n"
+        "import time\nfrom trl_reasoning_distill.processes import interrupt, on_interruption\n"
         "with on_interruption(interrupt):\n"
         "    try: print('ready', flush=True); time.sleep(60)\n"
         "    except KeyboardInterrupt as stop: time.sleep(0.5); print('saved', flush=True); raise SystemExit(stop.exit_code)"

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from trl_reasoning_distill.evaluation.report import write_report
     from trl_reasoning_distill.losses.divergence import topk_divergence
     from trl_reasoning_distill.losses.fused import fused_linear_distillation_loss
-    from trl_reasoning_distill.teacher.alignment import align_store
     from trl_reasoning_distill.teacher.store import TopKStore
+    from trl_reasoning_distill.teacher.store.alignment import align_store
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
     from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
+    from trl_reasoning_distill.trainer.gkd.trainer import TopKGKDTrainer
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
     from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
-    from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
     from trl_reasoning_distill.verification.extract import extract_answer
     from trl_reasoning_distill.verification.verify import verify_answer, verify_answers
 
@@ -57,9 +57,9 @@ _HOMES = {
     "TopKDistillConfig": "trainer.config",
     "TopKDistillTrainer": "trainer.topk_distill",
     "TopKGKDConfig": "trainer.gkd.config",
-    "TopKGKDTrainer": "trainer.topk_gkd",
+    "TopKGKDTrainer": "trainer.gkd.trainer",
     "TopKStore": "teacher.store",
-    "align_store": "teacher.alignment",
+    "align_store": "teacher.store.alignment",
     "compare_models": "evaluation.compare",
     "evaluate_models": "evaluation.evaluate",
     "extract_answer": "verification.extract",

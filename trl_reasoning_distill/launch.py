@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trl_reasoning_distill.interruption import on_interruption
+from trl_reasoning_distill.processes import on_interruption
 from trl_reasoning_distill.scripts import options, stage
 from trl_reasoning_distill.shipped import shipped_folder
 

@@ -22,7 +22,8 @@ from tests.chaos.harness import LOG, MEASURED, OUTPUT
 from trl_reasoning_distill.evaluation import evaluate
 from trl_reasoning_distill.scripts import verify
 from trl_reasoning_distill.teacher import generation
-from trl_reasoning_distill.trainer import topk_distill, topk_gkd  # noqa: F401
+from trl_reasoning_distill.trainer import topk_distill  # noqa: F401
+from trl_reasoning_distill.trainer.gkd import trainer  # noqa: F401
 
 with suppress(ImportError):  # transformers loads it for each training where it is installed
     import deepspeed  # noqa: F401

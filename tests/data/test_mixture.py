@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trl_reasoning_distill.data.files import write_jsonl
-from trl_reasoning_distill.data.mixture import balance_by_kind, load_mixture
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.mixture import balance_by_kind, load_mixture, worked_rows
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import SourceUnavailableError, load_problems
 
@@ -94,3 +95,36 @@ def test_duplicates_and_evaluation_problems_make_room_for_others(
     assert load_mixture(wanted, seed=1, data_dir=str(shared_data)).problems == mixture.problems
     everything = load_mixture(wanted, seed=1, data_dir=str(shared_data), deduplicate=False, decontaminate=False)
     assert everything.counts == {"gsm8k": 20, str(copies): 3, "gsm_hard": 100}
+
+
+WORKED = Problem("a", "1+1?", "2", "s", solution="1+1=2", kind="sum")
+
+
+def test_rows_are_what_the_trainings_read() -> None:
+    rows, rejected = worked_rows([WORKED, Problem("b", "q", "2", "s")], ReasoningFormat.preset("think"))
+    assert rejected == []
+    assert rows == [
+        {
+            "prompt": [{"role": "user", "content": "1+1?"}],
+            "completion": [{"role": "assistant", "content": "<think>\n1+1=2\n</think>\n\n2"}],
+            "answer": "2",
+            "problem_id": "a",
+            "kind": "sum",
+            "source": "s",
+        }
+    ]
+
+
+def test_the_sources_own_reply_follows_the_reasoning_where_the_format_marks_no_answer() -> None:
+    problem = Problem("a", "1+1?", "2", "s", solution="1+1=2", response="It is \\boxed{2}.")
+    for name, expected in (("think", "<think>\n1+1=2\n</think>\n\nIt is \\boxed{2}."), ("gsm8k", "1+1=2\n#### 2")):
+        ((row,), _) = worked_rows([problem], ReasoningFormat.preset(name))
+        assert row["completion"][0]["content"] == expected
+
+
+def test_what_a_format_cannot_hold_is_set_aside_with_its_text() -> None:
+    problem = Problem("a", "1+1?", "2", "s", solution="so </think> ends it")
+    rows, (rejected,) = worked_rows([problem], ReasoningFormat.preset("think"))
+    assert rows == []
+    assert (rejected.where, rejected.cause) == ("a", "not_rendered")
+    assert rejected.to_row()["row"]["solution"] == "so </think> ends it"

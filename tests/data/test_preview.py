@@ -10,11 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.mixture import worked_rows
 from trl_reasoning_distill.data.preview import make_preview, problem_item, row_item
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.data.tokenization import tokenize_example
-from trl_reasoning_distill.data.worked import worked_rows
 
 
 def test_counts_by_source(shared_data: Path) -> None:

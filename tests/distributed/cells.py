@@ -23,10 +23,10 @@ from trl_reasoning_distill.scripts.training import save_final_model
 from trl_reasoning_distill.trainer.accuracy import AccuracyCallback, HeldOutProblem
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
+from trl_reasoning_distill.trainer.gkd.trainer import TopKGKDTrainer
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.reference import FrozenReference
 from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
-from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
 
 GLOBAL_BATCH = 4
 LOSSES = (

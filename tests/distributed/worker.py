@@ -21,7 +21,7 @@ def shim_fsdp_on_cpu() -> None:
     from accelerate import state
     from accelerate.utils import DistributedType
 
-    from trl_reasoning_distill.teacher import processes
+    from trl_reasoning_distill import processes
 
     os.environ["ACCELERATE_USE_CPU"] = "false"
     state.PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)

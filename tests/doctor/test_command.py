@@ -15,8 +15,8 @@ from trl_reasoning_distill import cli
 from trl_reasoning_distill.data.files import write_jsonl
 from trl_reasoning_distill.doctor.command import main
 from trl_reasoning_distill.doctor.facts import Resources, read_facts
+from trl_reasoning_distill.doctor.hazards import check_template
 from trl_reasoning_distill.doctor.plan import count_rows
-from trl_reasoning_distill.doctor.texts import check_template
 from trl_reasoning_distill.pipeline import read_recipe
 from trl_reasoning_distill.shipped import copy_recipe
 

@@ -17,7 +17,7 @@ from trl_reasoning_distill.evaluation import evaluate
 from trl_reasoning_distill.evaluation.compare import compare_models
 from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
 from trl_reasoning_distill.evaluation.metrics import summarize
-from trl_reasoning_distill.teacher.engines import EngineArguments, GenerationOutput, GenerationRequest, SamplingConfig
+from trl_reasoning_distill.teacher.sampling import EngineArguments, GenerationOutput, GenerationRequest, SamplingConfig
 
 PROBLEMS = [
     Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=str(i + 1), source="s", kind="odd" if i % 2 else "even")

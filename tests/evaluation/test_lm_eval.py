@@ -26,7 +26,7 @@ from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models
-from trl_reasoning_distill.teacher.engines import EngineArguments, SamplingConfig
+from trl_reasoning_distill.teacher.sampling import EngineArguments, SamplingConfig
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trl_reasoning_distill.evaluation.models import ModelSpec
-from trl_reasoning_distill.teacher.engines import EngineArguments
+from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from trl_reasoning_distill.data.manifest import StageRun
 from trl_reasoning_distill.evaluation import findings
 from trl_reasoning_distill.evaluation.compare import Comparison, compare_models
 from trl_reasoning_distill.evaluation.metrics import summarize
-from trl_reasoning_distill.evaluation.provenance import trace_provenance
 from trl_reasoning_distill.evaluation.report import write_report as write_full_report
+from trl_reasoning_distill.evaluation.runs import trace_provenance
 from trl_reasoning_distill.extras import MissingExtraError
 
 HOSTILE = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.evaluation.side_by_side import Reply, make_reply, render
-from trl_reasoning_distill.teacher.engines import GenerationOutput
+from trl_reasoning_distill.teacher.sampling import GenerationOutput
 
 THINK = ReasoningFormat.preset("think")
 

@@ -31,17 +31,12 @@ class Rule:
 
 HEAVY = frozenset({"torch", "transformers", "trl"})
 TRL = frozenset({"trl"})
-LIVE_TEACHER = (
-    "teacher.context",
-    "teacher.vocabulary",
-    "teacher.readers",
-    "teacher.engines",
-)  # asked in the training step
+LIVE_TEACHER = ("teacher.context", "teacher.scoring", "teacher.sampling")  # asked in the training step
 
 RULES = {
     "data": Rule(internal=("extras", "terminal"), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
-    "teacher": Rule(internal=("data", "verification", "losses.topk", "extras"), banned=TRL),
+    "teacher": Rule(internal=("data", "verification", "losses.topk", "extras", "processes"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(
         internal=(
@@ -52,11 +47,11 @@ RULES = {
             "data",
             "verification",
             "extras",
-            "interruption",
+            "processes",
         )
     ),
     "evaluation": Rule(
-        internal=("verification", "data", "teacher.engines", "teacher.processes", "extras", "terminal"), banned=TRL
+        internal=("verification", "data", "teacher.sampling", "processes", "extras", "terminal"), banned=TRL
     ),
     "scripts": Rule(
         internal=(
@@ -67,20 +62,20 @@ RULES = {
             "trainer",
             "evaluation",
             "extras",
-            "interruption",
+            "processes",
             "terminal",
         )
     ),
-    "interruption": Rule(internal=(), only=frozenset()),
+    "processes": Rule(internal=(), only=frozenset({"accelerate", "torch"})),
     "extras": Rule(internal=(), only=frozenset()),
     "terminal": Rule(internal=(), only=frozenset()),
     "doctor": Rule(
-        internal=("scripts", "pipeline", "data", "teacher.vocabulary", "teacher.engines", "losses", "terminal"),
+        internal=("scripts", "pipeline", "data", "teacher.store.vocabulary", "teacher.sampling", "losses", "terminal"),
         banned=TRL,
     ),
     "shipped": Rule(internal=(), only=frozenset({"yaml"})),
     "launch": Rule(
-        internal=("scripts", "shipped", "interruption"), banned=HEAVY - {"torch"}
+        internal=("scripts", "shipped", "processes"), banned=HEAVY - {"torch"}
     ),  # only in the launcher's own process
     "pipeline": Rule(internal=("scripts", "launch", "data", "shipped"), banned=HEAVY),
     "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped", "doctor.command"), banned=HEAVY),

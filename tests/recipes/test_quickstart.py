@@ -21,8 +21,8 @@ from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.schema import Problem, Trace
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.data.tokenization import tokenize_example
-from trl_reasoning_distill.teacher.engines import GenerationRequest, SamplingConfig
-from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
+from trl_reasoning_distill.teacher.sampling import GenerationRequest, SamplingConfig
+from trl_reasoning_distill.teacher.sampling.transformers import TransformersEngine
 from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.verification.verify import verify_answer, verify_answers
 

@@ -12,7 +12,7 @@ import pytest
 
 from trl_reasoning_distill import cli
 from trl_reasoning_distill.scripts import chat
-from trl_reasoning_distill.teacher.engines import EngineArguments, GenerationOutput, GenerationRequest, SamplingConfig
+from trl_reasoning_distill.teacher.sampling import EngineArguments, GenerationOutput, GenerationRequest, SamplingConfig
 
 
 class Parrot:

@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 from trl.scripts.utils import TrlParser
 
-from trl_reasoning_distill.data.disk import DiskFullError
+from trl_reasoning_distill.data.files import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError, require_extra
 from trl_reasoning_distill.scripts.stage import (
     _GRACE_SECONDS,

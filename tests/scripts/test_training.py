@@ -16,9 +16,9 @@ from tests.trainer import tiny
 from trl_reasoning_distill.data.files import read_json, read_jsonl, write_jsonl
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.scripts import sft
-from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
-from trl_reasoning_distill.scripts.shaping import shape_of
+from trl_reasoning_distill.scripts.arguments import AccuracyArguments
 from trl_reasoning_distill.scripts.stage import parse_stage
+from trl_reasoning_distill.scripts.training import shape_of
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 
 IDS = torch.arange(3, 30)[None]

@@ -18,7 +18,7 @@ from trl_reasoning_distill.teacher.audit import audit_store
 from trl_reasoning_distill.teacher.capture import CaptureConfig, capture
 from trl_reasoning_distill.teacher.context import TeacherContextOptions, with_teacher_prompts
 from trl_reasoning_distill.teacher.head import LanguageModelHead
-from trl_reasoning_distill.teacher.readers import TransformersReader
+from trl_reasoning_distill.teacher.scoring import TransformersReader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
 
 CONFIG = CaptureConfig(top_k=8, temperatures=(1.0, 2.0), unit_rows=3)

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from tests.teacher import tiny
+from trl_reasoning_distill.data.files import RankFiles
 from trl_reasoning_distill.data.formatting import PRESETS, ReasoningFormat
-from trl_reasoning_distill.data.rank_files import RankFiles
 from trl_reasoning_distill.data.schema import Problem, Trace
 from trl_reasoning_distill.data.synthetic import iter_problems
 from trl_reasoning_distill.teacher import generation
-from trl_reasoning_distill.teacher.engines import GenerationOutput, GenerationRequest, SamplingConfig
-from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
 from trl_reasoning_distill.teacher.generation import GenerationConfig, build_messages, generate, instructed, sample_seed
+from trl_reasoning_distill.teacher.sampling import GenerationOutput, GenerationRequest, SamplingConfig
+from trl_reasoning_distill.teacher.sampling.transformers import TransformersEngine
 
 THREE = GenerationConfig(num_samples=3, seed=1, sampling=SamplingConfig(16, temperature=1.0))
 
@@ -262,8 +262,8 @@ _RANK = """
 import json, sys
 from tests.teacher import tiny
 from tests.teacher.test_generation import problems, THREE
-from trl_reasoning_distill.teacher.engines.transformers import TransformersEngine
-from trl_reasoning_distill.teacher.processes import launch_state
+from trl_reasoning_distill.teacher.sampling.transformers import TransformersEngine
+from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.teacher.generation import generate
 state = launch_state()
 engine = TransformersEngine(tiny.make_model(), tiny.make_tokenizer(), name="tiny")

@@ -18,9 +18,9 @@ from tests.trainer import tiny
 from tests.trainer.conftest import logged, weights
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.trainer.accuracy import AccuracyCallback, HeldOutProblem
+from trl_reasoning_distill.trainer.callbacks import markdown_table
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-from trl_reasoning_distill.trainer.samples import markdown_table
 
 THINK = ReasoningFormat.preset("think")
 PROBLEMS = [HeldOutProblem([{"role": "user", "content": f"{a}+{a}?"}], str(2 * a)) for a in range(5)]

@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from tests.trainer import tiny
 from tests.trainer.conftest import logged, weights
-from trl_reasoning_distill.data.disk import DiskFullError
+from trl_reasoning_distill.data.files import DiskFullError
 from trl_reasoning_distill.trainer import checkpoints
 from trl_reasoning_distill.trainer.checkpoints import MANIFEST, CheckpointError, find_problem, hash_rows, newest_valid
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig

@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer import tiny
+from trl_reasoning_distill.trainer.config import LORA_PRESETS, StudentConfig
 from trl_reasoning_distill.trainer.merging import merge_adapter
-from trl_reasoning_distill.trainer.student_config import LORA_PRESETS, StudentConfig
 
 IDS = torch.arange(3, 40)[None]
 

@@ -16,10 +16,10 @@ from tests.trainer import tiny
 from tests.trainer.conftest import logged, weights
 from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
-from trl_reasoning_distill.trainer.collator import KD_INDEX
+from trl_reasoning_distill.trainer.callbacks import KLController
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
-from trl_reasoning_distill.trainer.kl_controller import KLController
 from trl_reasoning_distill.trainer.reasoning_sft import REFERENCE_IDS, REFERENCE_INDEX, ReasoningSFTTrainer
+from trl_reasoning_distill.trainer.targets import KD_INDEX
 from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 
 KL = {"use_kl_regularization": True, "max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1.0}

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.trainer import tiny
 from tests.trainer.conftest import PLAIN
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+from trl_reasoning_distill.trainer.preparation import CHATML, add_chat_template
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.student import add_tokens, padding_token, split_into_pieces
-from trl_reasoning_distill.trainer.templates import CHATML, add_chat_template
 
 TAGS = ("[[think]]", "[[/think]]")
 

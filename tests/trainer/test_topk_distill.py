@@ -15,9 +15,9 @@ from tests.trainer import tiny
 from tests.trainer.conftest import logged, weights
 from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
-from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS
 from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 
 TOP_K, TEMPERATURE, ALPHA = 6, 2.0, 0.7

@@ -7,13 +7,16 @@ drops before the stage goes on.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 import xxhash
 
@@ -244,3 +247,122 @@ def _fsync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota on this disk is used up",
+    errno.EFBIG: "files may not grow so large here (`ulimit -f` shows the limit)",
+}
+_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors
+_TORCH = re.compile(
+    r"iostream error|PytorchStreamWriter|inline_container.*unexpected pos"
+)  # torch.save tells no reason
+
+
+class DiskFullError(ValueError):
+    """Something could not be written for want of room; the message says what, where, how much is free, and what to do."""
+
+
+def explain_full_disk(
+    error: BaseException, folder: str | os.PathLike[str], kept: Callable[[], str] = lambda: "What was made is kept."
+) -> DiskFullError | None:
+    """The error to raise in place of one that comes of a full disk, a quota or a limit for files; `None` for any other.
+
+    Args:
+        error: What was raised. What it was raised from counts too.
+        folder: Where the work that failed writes.
+        kept: Says in a sentence what is kept; asked only if it is a full disk.
+    """
+    if isinstance(error, DiskFullError) or not isinstance(error, Exception):
+        return None
+    for cause in _chain(error):
+        reason = _reason(cause)
+        if reason is not None:
+            file = getattr(cause, "filename", None)
+            free = "; ".join(_free(Path(place)) for place in ([Path(file).parent] if file else _places(folder)))
+            return DiskFullError(
+                f"{file or f'A file for {folder}'} could not be written: {reason} ({free}). {kept()} "
+                f"Make room, or move {folder} to another disk and give its new place as output_dir."
+            )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, OSError):
+        return _REASONS.get(error.errno or 0)
+    if rust := _RUST.search(str(error)):
+        return _REASONS.get(int(rust[1]))
+    return "writing it broke off, as on a full disk" if _TORCH.search(str(error)) else None
+
+
+def _places(folder: str | os.PathLike[str]) -> list[Path]:
+    """Where a library may have written that does not say where, one place per disk."""
+    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    places = [place for place in (Path(folder), cache, Path(tempfile.gettempdir())) if place.exists()]
+    return list({place.stat().st_dev: place for place in reversed(places)}.values())[::-1]
+
+
+def _free(place: Path) -> str:
+    return f"{shutil.disk_usage(place).free / 1e6:,.1f} MB free at {place}"
+
+
+Key = TypeVar("Key", bound=Hashable)
+Row = dict[str, Any]
+
+
+class RankFiles(Generic[Key]):
+    """The rows of one stage under construction.
+
+    Args:
+        path: The final file, such as `runs/x/generate/traces.jsonl`.
+        key: What makes a row the same row, such as its problem and sample.
+        rank: Number of this process.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], key: Callable[[Mapping[str, Any]], Key], rank: int = 0) -> None:
+        self.path = Path(path)
+        self.key = key
+        self.own_path = self._rank_path(str(rank))
+
+    def repair(self) -> None:
+        """Drop lines that a kill has torn. To be called by one rank, before any rank reads."""
+        for path in self._rank_paths():
+            read_jsonl_prefix(path)
+
+    def read(self) -> dict[Key, Row]:
+        """All rows made so far, by any rank, in this run or an earlier one."""
+        paths = [path for path in (self.path, *self._rank_paths()) if path.exists()]
+        return {self.key(row): row for path in paths for row in read_jsonl(path)}
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows to this rank's file and flush them to the disk."""
+        append_jsonl(self.own_path, rows)
+
+    def merge(self, order: Iterable[Key]) -> list[Row]:
+        """Write the final file and remove the rank files. To be called by one rank, after all have ended.
+
+        Args:
+            order: Keys in the order of the final file; rows that it does not name are left out, and keys without a row too.
+
+        Returns:
+            The rows of the final file.
+        """
+        rows = self.read()
+        ordered = [rows[key] for key in order if key in rows]
+        write_jsonl(self.path, ordered)
+        for path in self._rank_paths():
+            path.unlink()
+        return ordered
+
+    def _rank_path(self, rank: str) -> Path:
+        return self.path.with_suffix(f".rank{rank}{self.path.suffix}")
+
+    def _rank_paths(self) -> list[Path]:
+        return sorted(self.path.parent.glob(self._rank_path("*").name))

@@ -31,8 +31,7 @@ from typing import Any
 
 import xxhash
 
-from trl_reasoning_distill.data.disk import explain_full_disk
-from trl_reasoning_distill.data.files import hash_path, read_json, remove_torn, write_json
+from trl_reasoning_distill.data.files import explain_full_disk, hash_path, read_json, remove_torn, write_json
 
 MANIFEST_NAME = "manifest.json"
 RUN_NAME = "run.json"

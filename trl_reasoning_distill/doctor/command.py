@@ -9,12 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.doctor.cards import CARDS, SHARDINGS, Card, find_card
-from trl_reasoning_distill.doctor.facts import Resources, StageFacts, UnknownModelError, read_facts
-from trl_reasoning_distill.doctor.findings import Finding
+from trl_reasoning_distill.doctor.facts import Finding, Resources, StageFacts, UnknownModelError, read_facts
 from trl_reasoning_distill.doctor.hazards import check_disk, check_recipe, check_stage
 from trl_reasoning_distill.doctor.memory import GIB, Sharding
-from trl_reasoning_distill.doctor.plan import StagePlan, cheapest, count_rows, plan_stage
+from trl_reasoning_distill.doctor.plan import (
+    CARDS,
+    SHARDINGS,
+    Card,
+    StagePlan,
+    cheapest,
+    count_rows,
+    find_card,
+    plan_stage,
+)
 from trl_reasoning_distill.pipeline import RUNS, RecipeStage, check_options, read_recipe
 from trl_reasoning_distill.terminal import takes_colour
 

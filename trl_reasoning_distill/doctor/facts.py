@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.doctor.memory import LiveTeacher, TrainingShape, adapter_parameters, model_shape
@@ -17,6 +17,7 @@ from trl_reasoning_distill.pipeline import RecipeStage
 from trl_reasoning_distill.scripts.evaluate import parse_models
 from trl_reasoning_distill.scripts.planning import student_config
 from trl_reasoning_distill.scripts.stage import apply_config
+from trl_reasoning_distill.terminal import GREEN, RED, YELLOW, paint
 
 TRAINING = ("sft", "distill", "gkd")
 DEFAULT_KEY = "OPENAI_API_KEY"
@@ -213,3 +214,26 @@ def read_facts(item: RecipeStage) -> StageFacts:
     facts = StageFacts(item, SimpleNamespace(**values))
     facts.models  # noqa: B018  # raises for models that cannot be read
     return facts
+
+
+Level = Literal["red", "yellow", "green"]
+_STYLES = {"red": RED, "yellow": YELLOW, "green": GREEN}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: `"red"` fails or trains on the wrong thing; `"yellow"` may surprise, or could not be looked at; `"green"` is well.
+        stage: Name of the stage, or of the recipe.
+        message: What was found and, unless it is well, what to do.
+    """
+
+    level: Level
+    stage: str
+    message: str
+
+    def line(self, *, colour: bool) -> str:
+        """One line for a terminal."""
+        return f"{paint(f'{self.level:<6}', _STYLES[self.level], colour)} {self.stage}: {self.message}"

@@ -14,10 +14,9 @@ from typing import Any
 
 from trl_reasoning_distill.data.files import atomic_write, read_jsonl, write_json
 from trl_reasoning_distill.evaluation import charts
+from trl_reasoning_distill.evaluation.charts import draw_curves
 from trl_reasoning_distill.evaluation.compare import BASE, CONTROL, STUDENT, TEACHER, Comparison, compare_models
-from trl_reasoning_distill.evaluation.curves import draw_curves
-from trl_reasoning_distill.evaluation.rendering import printable, render
-from trl_reasoning_distill.evaluation.report import require_report_extra
+from trl_reasoning_distill.evaluation.report import printable, render, require_report_extra
 from trl_reasoning_distill.evaluation.runs import Run, read_run
 from trl_reasoning_distill.evaluation.scores import RUN_MARK
 

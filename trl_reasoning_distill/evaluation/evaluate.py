@@ -18,14 +18,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trl_reasoning_distill.data.files import write_json
+from trl_reasoning_distill.data.files import RankFiles, write_json
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.rank_files import RankFiles
 from trl_reasoning_distill.data.schema import Problem
-from trl_reasoning_distill.evaluation.metrics import summarize
+from trl_reasoning_distill.evaluation.metrics import count_steps, summarize
 from trl_reasoning_distill.evaluation.models import ModelSpec
-from trl_reasoning_distill.evaluation.reasoning import count_steps
-from trl_reasoning_distill.teacher.engines import (
+from trl_reasoning_distill.processes import launch_state
+from trl_reasoning_distill.teacher.sampling import (
     Engine,
     EngineArguments,
     GenerationOutput,
@@ -34,7 +33,6 @@ from trl_reasoning_distill.teacher.engines import (
     in_chunks,
     sample_seed,
 )
-from trl_reasoning_distill.teacher.processes import launch_state
 from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answers
 

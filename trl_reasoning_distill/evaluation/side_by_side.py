@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Verdict
-from trl_reasoning_distill.teacher.engines import GenerationOutput
+from trl_reasoning_distill.teacher.sampling import GenerationOutput
 from trl_reasoning_distill.terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
 from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answer

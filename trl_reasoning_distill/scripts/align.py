@@ -70,9 +70,9 @@ def main(args: list[str] | None = None) -> None:
     (options,) = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.scripts.reading import load_tokenizer
-    from trl_reasoning_distill.teacher.alignment import align_store
+    from trl_reasoning_distill.scripts.arguments import load_tokenizer
     from trl_reasoning_distill.teacher.store import TopKStore
+    from trl_reasoning_distill.teacher.store.alignment import align_store
 
     store = TopKStore.open(options.store)
     teacher_name = options.teacher_tokenizer or store.tokenizer_name
@@ -133,7 +133,7 @@ def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | 
     from trl_reasoning_distill.data.examples import describe_examples
     from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
     from trl_reasoning_distill.scripts.planning import EXAMPLES
-    from trl_reasoning_distill.teacher.alignment import RowAligner
+    from trl_reasoning_distill.teacher.store.alignment import RowAligner
 
     aligner = RowAligner(teacher, student, store.fingerprint, vocab_size)
     rows = [aligner.align(store.row(i), store.example(i)) for i in range(min(100, store.rows))]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.scripts.reading import ReaderArguments
+from trl_reasoning_distill.scripts.arguments import ReaderArguments
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
 
@@ -94,7 +94,7 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
             ValueError: If an option is out of its range.
         """
         from trl_reasoning_distill.teacher.capture import CaptureConfig
-        from trl_reasoning_distill.teacher.engines import parse_mapping
+        from trl_reasoning_distill.teacher.sampling import parse_mapping
 
         options = self.chat_template_kwargs
         return CaptureConfig(
@@ -123,9 +123,9 @@ def main(args: list[str] | None = None) -> None:
     options, reader = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.data.manifest import StageRun
+    from trl_reasoning_distill.processes import launch_state
     from trl_reasoning_distill.teacher.capture import capture
     from trl_reasoning_distill.teacher.context import with_teacher_prompts
-    from trl_reasoning_distill.teacher.processes import launch_state
 
     state = launch_state()
     if reader.device_map and state.num_processes > 1:
@@ -223,8 +223,8 @@ def _print_plan(
     """What a real run would do, and two rows as the teacher reads them, the tokens that get a record marked."""
     from trl_reasoning_distill.data.examples import describe_examples
     from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+    from trl_reasoning_distill.scripts.arguments import context_length
     from trl_reasoning_distill.scripts.planning import DRY_RUN_ROWS, EXAMPLES
-    from trl_reasoning_distill.scripts.reading import context_length
     from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long
 
     limit = None

@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.evaluation.models import ModelSpec
-from trl_reasoning_distill.scripts.problems import PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.arguments import PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.stage import is_main_process, parse_stage, stage_main, warn_of_remote_code
-from trl_reasoning_distill.teacher.engines import EngineArguments
+from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
     from trl import TrlParser
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.evaluation.side_by_side import Reply
-    from trl_reasoning_distill.teacher.engines import Engine, SamplingConfig
+    from trl_reasoning_distill.teacher.sampling import Engine, SamplingConfig
 
 GOLD_MARK = "####"
 _PROMPT = "question> "
@@ -112,7 +112,7 @@ def ask(
 ) -> list[Reply]:
     """The replies of all models to one question."""
     from trl_reasoning_distill.evaluation.side_by_side import make_reply
-    from trl_reasoning_distill.teacher.engines import GenerationRequest, sample_seed
+    from trl_reasoning_distill.teacher.sampling import GenerationRequest, sample_seed
 
     request = GenerationRequest("question", response_format.messages(question), sample_seed(question, 0, seed))
     replies = []

@@ -18,9 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.scripts.problems import PromptArguments
-from trl_reasoning_distill.scripts.running import open_run, settings_of
-from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process, parse_stage, stage_main
+from trl_reasoning_distill.scripts.arguments import PromptArguments
+from trl_reasoning_distill.scripts.stage import (
+    TrainingStageArguments,
+    is_main_process,
+    open_run,
+    parse_stage,
+    settings_of,
+    stage_main,
+)
 
 if TYPE_CHECKING:
     from trl import TrlParser
@@ -121,8 +127,8 @@ def main(args: list[str] | None = None) -> None:
 
 def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
     from trl_reasoning_distill.data.files import write_jsonl
+    from trl_reasoning_distill.data.mixture import worked_rows
     from trl_reasoning_distill.data.sources import PROBLEMS_NAME
-    from trl_reasoning_distill.data.worked import worked_rows
 
     response_format = prompt.make_format()
     settings = settings_of(options, prompt)
@@ -190,7 +196,7 @@ def _load(options: DataArguments) -> Mixture:
 
 
 def _mixture_items(options: DataArguments, prompt: PromptArguments) -> list[Item]:
-    from trl_reasoning_distill.data.worked import worked_rows
+    from trl_reasoning_distill.data.mixture import worked_rows
 
     response_format = prompt.make_format()
     mixture = _load(options)

@@ -21,10 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.evaluation.export import EXPORTS, export_results
 from trl_reasoning_distill.evaluation.models import ModelSpec
-from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
-from trl_reasoning_distill.scripts.running import open_run, settings_of
-from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main, warn_of_remote_code
-from trl_reasoning_distill.teacher.engines import EngineArguments
+from trl_reasoning_distill.scripts.arguments import ProblemArguments, PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.stage import (
+    StageArguments,
+    open_run,
+    parse_stage,
+    settings_of,
+    stage_main,
+    warn_of_remote_code,
+)
+from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
     from trl import TrlParser
@@ -99,7 +105,7 @@ def main(args: list[str] | None = None) -> None:
     options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
-    from trl_reasoning_distill.teacher.processes import launch_state
+    from trl_reasoning_distill.processes import launch_state
 
     models = parse_models(options.models)
     warn_of_remote_code([f"{name} {spec.model}" for name, spec in models.items() if spec.trusts_remote_code])

@@ -16,10 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.scripts.problems import ProblemArguments, PromptArguments, SamplingArguments
-from trl_reasoning_distill.scripts.running import open_run, settings_of
-from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
-from trl_reasoning_distill.teacher.engines import EngineArguments
+from trl_reasoning_distill.scripts.arguments import ProblemArguments, PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.stage import StageArguments, open_run, parse_stage, settings_of, stage_main
+from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
     from trl import TrlParser
@@ -90,8 +89,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the stage."""
     options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
 
+    from trl_reasoning_distill.processes import launch_state
     from trl_reasoning_distill.teacher.generation import GenerationConfig, generate, instructed
-    from trl_reasoning_distill.teacher.processes import launch_state
 
     response_format = prompt.make_format(source.source)
     config = GenerationConfig(

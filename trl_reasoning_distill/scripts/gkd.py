@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
+from trl_reasoning_distill.scripts.arguments import AccuracyArguments
 from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
 from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
 
@@ -26,8 +26,8 @@ def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
     from trl import TrlParser
 
+    from trl_reasoning_distill.trainer.config import StudentConfig
     from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
-    from trl_reasoning_distill.trainer.student_config import StudentConfig
 
     types = (TrainingDataArguments, TopKGKDConfig, StudentConfig, AccuracyArguments)
     return TrlParser(types, prog=prog)  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the stage."""
     data, config, model, accuracy = parse_stage(make_parser(), args)
 
-    from trl_reasoning_distill.trainer.topk_gkd import TopKGKDTrainer
+    from trl_reasoning_distill.trainer.gkd.trainer import TopKGKDTrainer
 
     rows = data.load_required()
     teacher = config.teacher_model_name_or_path

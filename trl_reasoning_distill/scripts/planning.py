@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from trl_reasoning_distill.teacher.engines import EngineArguments
-    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+    from trl_reasoning_distill.teacher.sampling import EngineArguments
+    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-    from trl_reasoning_distill.trainer.student_config import StudentConfig
 
 DRY_RUN_ROWS = 2000
 """A dry run of more rows judges by a sample of them."""
@@ -54,7 +53,7 @@ def describe_training(
     """
     from trl import get_peft_config
 
-    from trl_reasoning_distill.trainer.planning import prepare_data
+    from trl_reasoning_distill.trainer.preparation import prepare_data
 
     config.preview_examples = EXAMPLES
     datasets = {"train_dataset": train_rows, "eval_dataset": eval_rows}
@@ -87,7 +86,7 @@ def optimizer_steps(rows: int, batch: int, accumulation: int, epochs: float, max
 
 def student_config(options: Mapping[str, Any]) -> StudentConfig:
     """The student's configuration out of all options of a training: presets and defaults are resolved there."""
-    from trl_reasoning_distill.trainer.student_config import StudentConfig
+    from trl_reasoning_distill.trainer.config import StudentConfig
 
     return StudentConfig(**{field.name: options[field.name] for field in fields(StudentConfig) if field.init})
 
@@ -109,7 +108,7 @@ def describe_prompts_of(
     """
     from trl_reasoning_distill.data.chat import encode_prompt
     from trl_reasoning_distill.data.examples import describe_prompts
-    from trl_reasoning_distill.scripts.reading import context_length, load_tokenizer
+    from trl_reasoning_distill.scripts.arguments import context_length, load_tokenizer
 
     first = conversations[:EXAMPLES]
     if engine.engine == "openai":

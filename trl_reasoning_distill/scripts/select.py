@@ -12,15 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl_reasoning_distill.scripts.running import open_run, settings_of
-from trl_reasoning_distill.scripts.selection import (
+from trl_reasoning_distill.scripts.arguments import (
     SelectionArguments,
     describe_selection,
     make_selection,
     read_format_name,
     write_selection,
 )
-from trl_reasoning_distill.scripts.stage import StageArguments, is_main_process, parse_stage, stage_main
+from trl_reasoning_distill.scripts.stage import (
+    StageArguments,
+    is_main_process,
+    open_run,
+    parse_stage,
+    settings_of,
+    stage_main,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

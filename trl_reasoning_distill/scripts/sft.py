@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
+from trl_reasoning_distill.scripts.arguments import AccuracyArguments
 from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
 from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
 
@@ -25,8 +25,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
     """The parser of all options of this stage."""
     from trl import TrlParser
 
-    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
-    from trl_reasoning_distill.trainer.student_config import StudentConfig
+    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
 
     types = (TrainingDataArguments, ReasoningSFTConfig, StudentConfig, AccuracyArguments)
     return TrlParser(types, prog=prog)  # type: ignore[arg-type]

@@ -23,26 +23,34 @@ through the same converters and choices as the command line's; numbers and boole
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import difflib
 import functools
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import yaml
 
-from trl_reasoning_distill.data.disk import DiskFullError
+from trl_reasoning_distill.data.files import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError
-from trl_reasoning_distill.interruption import InterruptedBySignal, end_with_launcher, interrupt, on_interruption
+from trl_reasoning_distill.processes import InterruptedBySignal, end_with_launcher, interrupt, on_interruption
 from trl_reasoning_distill.scripts import options
 
 if TYPE_CHECKING:
+    from os import PathLike
+
+    from accelerate import PartialState
     from trl import TrlParser
+
+    from trl_reasoning_distill.data.manifest import StageRun
+
 
 _GRACE_SECONDS = 15.0
 
@@ -105,7 +113,7 @@ def parse_stage(parser: TrlParser, args: Sequence[str] | None = None) -> tuple[A
     Raises:
         SystemExit: With exit code 2 and one line on stderr, if an option is unknown, doubled, missing or out of its range.
     """
-    from trl_reasoning_distill.teacher.processes import share_cpus
+    from trl_reasoning_distill.processes import share_cpus
 
     share_cpus()  # before any dataclass asks accelerate where it runs
     parser.allow_abbrev = False  # an abbreviation that is unique today is ambiguous with tomorrow's options
@@ -363,3 +371,52 @@ _StrictLoader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+
+
+class Folder(Protocol):
+    """The options that say where a stage writes."""
+
+    output_dir: str
+    overwrite: bool
+
+
+def settings_of(*parts: Any) -> dict[str, Any]:
+    """The options of several dataclasses as one mapping."""
+    return {name: value for part in parts for name, value in dataclasses.asdict(part).items()}
+
+
+@contextlib.contextmanager
+def open_run(
+    stage: str,
+    options: Folder,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str | PathLike[str]],
+    seed: int | None = None,
+    state: PartialState | None = None,
+) -> Iterator[StageRun | None]:
+    """Open a stage's folder, on all ranks together.
+
+    Args:
+        stage: Name of the stage.
+        options: Its folder, and whether to clear it.
+        settings: All its options, for the manifest.
+        inputs: As `StageRun`.
+        seed: The stage's seed.
+        state: The launch, if the stage runs on several processes.
+
+    Yields:
+        The run; `None` if the folder holds its result already, which is said.
+
+    Raises:
+        ValueError: If the folder holds another run.
+    """
+    from trl_reasoning_distill.data.manifest import StageRun
+
+    is_main = state is None or state.is_main_process
+    run = StageRun(stage, options.output_dir, settings, inputs, seed, overwrite=options.overwrite, is_main=is_main)
+    with run:
+        if state is not None:
+            state.wait_for_everyone()
+        if run.is_finished and is_main:
+            print(f"{stage}: nothing to do, {options.output_dir} holds this run's result")
+        yield None if run.is_finished else run

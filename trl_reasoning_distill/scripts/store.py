@@ -115,7 +115,7 @@ def _inspect(store: TopKStore) -> None:
 
 def _audit(store: TopKStore, options: StoreArguments) -> None:
     from trl_reasoning_distill.data.examples import describe_examples
-    from trl_reasoning_distill.scripts.reading import ReaderArguments
+    from trl_reasoning_distill.scripts.arguments import ReaderArguments
     from trl_reasoning_distill.teacher.audit import audit_store, plot_audit, sample_of
 
     made_with = store.fingerprint

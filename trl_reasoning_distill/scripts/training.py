@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.interruption import InterruptedBySignal
+from trl_reasoning_distill.data.conversion import SHAPES, convert_rows, detect_shape
+from trl_reasoning_distill.processes import InterruptedBySignal
 from trl_reasoning_distill.scripts.planning import describe_training, sample_rows
 from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from datasets import Dataset
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.scripts.accuracy import AccuracyArguments
-    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+    from trl_reasoning_distill.scripts.arguments import AccuracyArguments
+    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-    from trl_reasoning_distill.trainer.student_config import StudentConfig
+
 
 FINAL_MODEL = "final_model"
 MERGED_MODEL = "merged_model"
@@ -83,8 +87,6 @@ class TrainingDataArguments(TrainingStageArguments):
 
     def shape(self, rows: Dataset, form: ReasoningFormat, seed: int) -> Dataset:
         """At most `max_samples` of the rows, as prompts and completions; says what was left out of another shape."""
-        from trl_reasoning_distill.scripts.shaping import shape_dataset, shape_of
-
         if self.max_samples is not None and self.max_samples < len(rows):
             rows = rows.shuffle(seed=seed).select(range(self.max_samples))
         shape = shape_of(rows[0], self.data_shape)
@@ -175,8 +177,8 @@ def run_training(
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.teacher.processes import check_launch, let_deepspeed_shard_on_cpus
-    from trl_reasoning_distill.trainer.interruption import StopOnSignal
+    from trl_reasoning_distill.processes import check_launch, let_deepspeed_shard_on_cpus
+    from trl_reasoning_distill.trainer.callbacks import StopOnSignal
 
     if not model.model_name_or_path:
         raise ValueError(
@@ -344,3 +346,64 @@ def summarize(trainer: ReasoningSFTTrainer) -> tuple[dict[str, int | float], str
             counts[name] = values[-1]
             line.append(f"{name} {values[0]:.4f} → {values[-1]:.4f}" if len(values) > 1 else f"{name} {values[-1]:.4f}")
     return counts, " · ".join(line)
+
+
+_TRL_SHAPES = ({"prompt", "completion"}, {"text"}, {"input_ids"})
+
+
+def shape_of(row: Mapping[str, Any], wanted: str) -> str | None:
+    """The shape to convert a dataset from, or `None` to leave its rows to TRL.
+
+    `"auto"` leaves what TRL takes as it is: prompt and completion, text, tokens, and conversations that are not OpenThoughts'.
+
+    Raises:
+        ValueError: For an unknown shape, or rows of none.
+    """
+    if wanted not in ("auto", "none", *SHAPES):
+        raise ValueError(f"Unknown data_shape {wanted!r}; there are auto, none, {', '.join(SHAPES)}.")
+    if wanted != "auto":
+        return None if wanted == "none" else wanted
+    if any(columns <= row.keys() for columns in _TRL_SHAPES):
+        return None
+    shape = detect_shape(row)
+    return None if shape == "sharegpt" else shape
+
+
+def shape_dataset(rows: Dataset, shape: str, form: ReasoningFormat, per_row: int) -> tuple[Dataset, str]:
+    """Training rows from a dataset of one shape, and one line on what became of it.
+
+    Raises:
+        ValueError: If no row can be learnt from, with the reasons.
+    """
+    from datasets import Features, Value
+
+    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        columns = batch.keys()
+        converted = convert_rows(
+            (dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True)),
+            shape,
+            form,
+            per_row=per_row,
+        )
+        empty: dict[str, Any] = {"prompt": [], "completion": [], "answer": None}
+        made = [{**row, "rejected": None} for row in converted.rows]
+        made += [{**empty, "rejected": reason} for _, reason in converted.rejected]
+        return {name: [row[name] for row in made] for name in ("prompt", "completion", "answer", "rejected")}
+
+    messages = [{"role": Value("string"), "content": Value("string")}]
+    text = Value("string")
+    result = rows.map(
+        convert,
+        batched=True,
+        batch_size=200,
+        remove_columns=rows.column_names,
+        features=Features({"prompt": messages, "completion": messages, "answer": text, "rejected": text}),
+        desc=f"Reading {shape}",
+    )
+    reasons = Counter(reason for reason in result["rejected"] if reason is not None)
+    kept = result.select([index for index, reason in enumerate(result["rejected"]) if reason is None])
+    why = "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(3))
+    line = f"{len(kept):,} rows from {len(rows):,} of shape {shape}, {sum(reasons.values()):,} left out{f': {why}' if why else ''}"
+    if not len(kept):
+        raise ValueError(f"No row can be learnt from ({line}).")
+    return kept.remove_columns("rejected"), line

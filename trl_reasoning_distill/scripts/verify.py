@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_reasoning_distill.scripts.selection import (
+from trl_reasoning_distill.scripts.arguments import (
     SelectionArguments,
     describe_selection,
     read_format_name,

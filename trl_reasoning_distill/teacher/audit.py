@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.teacher.capture import CaptureConfig, anchor_row
-from trl_reasoning_distill.teacher.readers import Reader
 from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs
+from trl_reasoning_distill.teacher.scoring import Reader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
 
 COVERAGE_AT = (1, 5, 10, 25, 50, 100)

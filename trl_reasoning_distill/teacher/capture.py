@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
 from trl_reasoning_distill.teacher.context import TEACHER_PROMPT
-from trl_reasoning_distill.teacher.readers import Reader
+from trl_reasoning_distill.teacher.scoring import Reader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore, TopKStoreWriter
 from trl_reasoning_distill.teacher.store.codec import Encoding
 

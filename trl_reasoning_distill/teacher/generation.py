@@ -16,12 +16,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trl_reasoning_distill.data.files import append_jsonl, read_jsonl_prefix, write_jsonl
+from trl_reasoning_distill.data.files import RankFiles, append_jsonl, read_jsonl_prefix, write_jsonl
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.rank_files import RankFiles
 from trl_reasoning_distill.data.schema import Problem, Trace
 from trl_reasoning_distill.data.sources import PROBLEMS_NAME
-from trl_reasoning_distill.teacher.engines import (
+from trl_reasoning_distill.processes import launch_state
+from trl_reasoning_distill.teacher.sampling import (
     Engine,
     GenerationOutput,
     GenerationRequest,
@@ -29,7 +29,6 @@ from trl_reasoning_distill.teacher.engines import (
     in_chunks,
     sample_seed,
 )
-from trl_reasoning_distill.teacher.processes import launch_state
 from trl_reasoning_distill.verification.verify import verify_answers
 
 TRACES_NAME = "traces.jsonl"

@@ -17,9 +17,9 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.teacher.engines.base import restore_open_tag
-from trl_reasoning_distill.teacher.engines.transformers import eos_token_ids, generation_mode
-from trl_reasoning_distill.trainer.samples import show_samples
+from trl_reasoning_distill.teacher.sampling.base import restore_open_tag
+from trl_reasoning_distill.teacher.sampling.transformers import eos_token_ids, generation_mode
+from trl_reasoning_distill.trainer.callbacks import show_samples
 from trl_reasoning_distill.trainer.trl_bridge import unwrap_model_for_generation
 from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answers

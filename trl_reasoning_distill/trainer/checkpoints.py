@@ -24,8 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from trl_reasoning_distill.data.disk import explain_full_disk
-from trl_reasoning_distill.data.files import flush_to_disk, hash_path, read_json, write_json
+from trl_reasoning_distill.data.files import explain_full_disk, flush_to_disk, hash_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
 

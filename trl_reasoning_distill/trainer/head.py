@@ -110,3 +110,27 @@ def add_head_loss(model: PreTrainedModel) -> None:
         return HeadLossOutput(loss=per_token.loss, per_token=per_token, aux_loss=aux_loss)
 
     model.forward = types.MethodType(forward_with_loss, model)
+
+
+_MEANS = {
+    "kd_loss": "kd",
+    "teacher_mass": "teacher_mass",
+    "student_mass": "student_mass",
+    "top1_agreement": "agreement",
+}
+
+
+def distillation_sums(outputs: FusedLoss) -> dict[str, Tensor]:
+    """Sums over this rank's tokens that the metrics are made of; each scalar."""
+    return {
+        "targets": (outputs.teacher_mass > 0).sum(),
+        "kd": outputs.kd.sum(),
+        "teacher_mass": outputs.teacher_mass.sum(),
+        "student_mass": outputs.student_mass.sum(),
+        "agreement": outputs.top1_agreement.sum(),
+    }
+
+
+def distillation_means(sums: Mapping[str, float]) -> dict[str, float]:
+    """The metrics from these sums over all ranks: per token with a target; nothing where there is none."""
+    return {name: sums[key] / sums["targets"] for name, key in _MEANS.items()} if sums["targets"] else {}

@@ -7,15 +7,68 @@ Tokens and labels are those of `data.tokenization`, the same that `capture` wrot
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
+from tokenizers import AddedToken
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 from trl import maybe_convert_to_chatml, pack_dataset
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, TokenizedExample, row_hash, tokenize_example
-from trl_reasoning_distill.trainer.templates import advise
+from trl_reasoning_distill.trainer.trl_bridge import construct_until_prepared
+
+_TURN_END = "<|im_end|>"
+
+CHATML = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] + '<|im_end|>' -}}{%- endif -%}"
+    "{{- '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+"""ChatML that keeps whatever the assistant wrote, in every turn, and marks it with `{% generation %}`."""
+
+_DROPS_THOUGHT = re.compile(r"[\w.\[\]'\"]+\.split\(\s*['\"]</think>['\"]\s*\)\s*\[-1\](?:\.\w+\([^()]*\))*")
+
+
+def add_chat_template(tokenizer: Any) -> bool:
+    """Give a tokenizer without a chat template ChatML; one that has a template keeps it.
+
+    A turn ends with `<|im_end|>` if that is a token of the vocabulary, which then becomes the end-of-sequence token, so that a
+    trained model stops there. Else it ends with the end-of-sequence token the model already knows. No token is added.
+
+    Returns:
+        Whether the tokenizer was given one.
+    """
+    if tokenizer.chat_template:
+        return False
+    if _TURN_END in tokenizer.get_vocab():
+        tokenizer.eos_token = _TURN_END
+        tokenizer.chat_template = CHATML
+    else:
+        tokenizer.chat_template = CHATML.replace(_TURN_END, tokenizer.eos_token)
+    return True
+
+
+def advise(template: str | None) -> str:
+    """How to mend a template that loses the reasoning, as specifically as its text allows."""
+    found = _DROPS_THOUGHT.search(template or "")
+    if found is None:
+        return "Give a template that keeps what the assistant wrote, with chat_template_path."
+    expression = found.group()
+    content = expression.partition(".split(")[0]
+    return (
+        f"It does so with `{expression}`: copy the template to a .jinja file, write `{content}` in that place, and give the file as "
+        "chat_template_path."
+    )
+
 
 TOKEN_COLUMNS = ("input_ids", "labels")
 LOSS_WEIGHT = "loss_weight"
@@ -259,3 +312,59 @@ def _labelled(row: Mapping[str, Any], completion_only: bool) -> TokenizedExample
     masks = [row[name] for name in names if row.get(name) is not None]
     labels = [token if all(bits) else IGNORE_INDEX for token, *bits in zip(input_ids, *masks, strict=True)]
     return TokenizedExample(input_ids, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """The data of a training as its trainer has prepared it.
+
+    Attributes:
+        rows: What is trained on, packed where that is asked for.
+        reports: What became of each dataset, by its name.
+        left_out: Per dataset, rows that a live teacher cannot read.
+        examples: Some rows as text, supervised tokens marked.
+    """
+
+    rows: Dataset
+    reports: dict[str, PreparationReport]
+    left_out: dict[str, dict[str, int]]
+    examples: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, padding left out."""
+        return sum(len(ids) for ids in self.rows["input_ids"])
+
+
+def prepare_data(
+    trainer_class: type, config: Any, name: str, revision: str | None, *, peft_config: Any, **datasets: Any
+) -> PreparedData:
+    """Let a trainer prepare its data beside a student that has its shape but no weights.
+
+    Args:
+        trainer_class: The trainer.
+        config: Its configuration; shows `preview_examples` rows.
+        name: Folder or hub name of the student.
+        revision: Branch, tag or commit of a hub model.
+        peft_config: The adapter that is to be trained, if any.
+        datasets: `train_dataset` and `eval_dataset`.
+
+    Raises:
+        ValueError: Whatever the trainer refuses.
+    """
+    options = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        shape = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoProcessor.from_pretrained(name, **options)
+    except OSError as error:
+        raise ValueError(f"No model at {name!r}: {str(error).strip().splitlines()[0]}") from None
+    if config.add_think_tokens:  # as a training does, but for the model that it writes
+        form = ReasoningFormat.preset(config.reasoning_format)
+        tags = [tag for tag in (form.open_tag, form.close_tag) if tag]
+        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+    with torch.device("meta"):
+        student = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
+    trainer, rows = construct_until_prepared(
+        trainer_class, student, args=config, processing_class=tokenizer, peft_config=peft_config, **datasets
+    )
+    return PreparedData(rows, trainer.reports, getattr(trainer, "left_out", {}), trainer.preview)

@@ -24,13 +24,11 @@ from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.callbacks import EarlyStopping, ShowText, TokenCount
+from trl_reasoning_distill.trainer.callbacks import EarlyStopping, KLController, ShowText, TokenCount
 from trl_reasoning_distill.trainer.card import extend_card, quick_start, training_facts
 from trl_reasoning_distill.trainer.checkpoints import CheckpointManifests, ResumableTrainer
-from trl_reasoning_distill.trainer.collator import TokenColumnsCollator
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 from trl_reasoning_distill.trainer.head import LossBatch, add_head_loss
-from trl_reasoning_distill.trainer.kl_controller import KLController
 from trl_reasoning_distill.trainer.preparation import (
     LOSS_WEIGHT,
     TOKEN_COLUMNS,
@@ -41,7 +39,7 @@ from trl_reasoning_distill.trainer.preparation import (
 )
 from trl_reasoning_distill.trainer.reference import Reference, make_reference
 from trl_reasoning_distill.trainer.student import prepare_student
-from trl_reasoning_distill.trainer.targets import StoredTargets
+from trl_reasoning_distill.trainer.targets import StoredTargets, TokenColumnsCollator
 from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, LanguageHead, main_process_first
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from trl_reasoning_distill.data.files import read_json, write_json
-from trl_reasoning_distill.trainer.templates import add_chat_template
+from trl_reasoning_distill.trainer.preparation import add_chat_template
 from trl_reasoning_distill.trainer.trl_bridge import loading_whole
 
 logger = logging.getLogger(__name__)

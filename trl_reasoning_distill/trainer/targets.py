@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, chat_template_fingerprint, tokenizer_fingerprint
 from trl_reasoning_distill.teacher.records import temperature_index
@@ -132,3 +134,46 @@ def _number_tokens(row: dict[str, Any], column: str) -> dict[str, list[int]]:
         index.append(record if has_record else -1)
         record += has_record
     return {column: index}
+
+
+KD_INDEX = "kd_index"
+KD_IDS = "kd_ids"
+KD_LOG_PROBS = "kd_log_probs"
+
+
+class TokenColumnsCollator:
+    """TRL's collator, and further per-token columns.
+
+    Args:
+        base: TRL's collator, which pads on the right or, with `padding_free`, lays the rows end to end.
+        columns: Name of each further column, and what it holds where there is no supervised token.
+        targets: Stores to read from; the `index` of each must be among `columns`. Adds the columns that `StoredTargets.read` names.
+        vocab_size: Rows of the student's embedding, for `targets`.
+    """
+
+    def __init__(
+        self,
+        base: DataCollatorForLanguageModeling,
+        columns: Mapping[str, float],
+        targets: Sequence[StoredTargets] = (),
+        vocab_size: int = 0,
+    ) -> None:
+        self.base, self.columns = base, dict(columns)
+        self.targets, self.vocab_size = tuple(targets), vocab_size
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of TRL's columns, each `(batch, length)`, and ours."""
+        batch = self.base(examples)
+        labels = batch["labels"]
+        for name, fill in self.columns.items():
+            rows = [torch.as_tensor(example[name]) for example in examples]
+            if getattr(self.base, "padding_free", False):
+                rows = [torch.cat(rows)]
+            column = torch.full(labels.shape, fill, dtype=torch.long if isinstance(fill, int) else torch.float32)
+            for target, row in zip(column, rows, strict=True):
+                target[: len(row)] = row
+            # Also where the collator took a label away: the first token of each row in a flattened batch
+            batch[name] = column.masked_fill(labels == IGNORE_INDEX, fill)
+        for targets in self.targets:
+            batch.update(targets.read(batch[targets.index], self.vocab_size))
+        return batch

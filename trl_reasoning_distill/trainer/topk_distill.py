@@ -17,12 +17,10 @@ from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import FusedLoss
 from trl_reasoning_distill.losses.schedule import kd_weight_at
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
-from trl_reasoning_distill.trainer.head import LossBatch
-from trl_reasoning_distill.trainer.kd_metrics import distillation_means, distillation_sums
+from trl_reasoning_distill.trainer.head import LossBatch, distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-from trl_reasoning_distill.trainer.targets import StoredTargets
+from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, StoredTargets
 
 KD_EXAMPLE_WEIGHT = "kd_example_weight"
 

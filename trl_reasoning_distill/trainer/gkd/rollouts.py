@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
-from trl_reasoning_distill.teacher.engines.base import SamplingConfig
-from trl_reasoning_distill.teacher.engines.transformers import SeededSampler, eos_token_ids, generation_mode
+from trl_reasoning_distill.teacher.sampling.base import SamplingConfig
+from trl_reasoning_distill.teacher.sampling.transformers import SeededSampler, eos_token_ids, generation_mode
 from trl_reasoning_distill.trainer.gkd.rows import unpad
 from trl_reasoning_distill.trainer.preparation import LOSS_WEIGHT
 from trl_reasoning_distill.trainer.trl_bridge import make_vllm

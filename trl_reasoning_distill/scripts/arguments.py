@@ -1,0 +1,531 @@
+"""Options that `generate` and `evaluate` share: which problems, how they are asked, and how tokens are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from datasets import Dataset
+
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.data.schema import Problem
+    from trl_reasoning_distill.teacher.sampling import SamplingConfig
+    from trl_reasoning_distill.teacher.scoring import Reader
+    from trl_reasoning_distill.teacher.selection import SelectionConfig, VerifiedTrace
+    from trl_reasoning_distill.trainer.accuracy import HeldOutProblem
+    from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+    from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+
+
+OF_THE_SOURCE = "source"
+"""As `response_format`: the format of the source's own answers."""
+
+
+@dataclass
+class ProblemArguments:
+    """Which problems."""
+
+    source: str = field(
+        default="",
+        metadata={
+            "help": "A named source (gsm8k, math500, synthetic_arithmetic, …), a path to a file, or hub:ORGANISATION/NAME. Required."
+        },
+    )
+    split: str | None = field(default=None, metadata={"help": "Which part of the source; default: its first."})
+    limit: int | None = field(
+        default=None, metadata={"help": "At most this many problems, a sample drawn with problem_seed."}
+    )
+    problem_seed: int = field(
+        default=0, metadata={"help": "Seed of that sample, and of the problems synthetic_arithmetic makes."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with local copies of named sources, instead of the hub."}
+    )
+    source_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Further options of the source, such as {"steps": [1, 2]} or {"columns": {"question": "prompt"}}.'
+        },
+    )
+
+    def __post_init__(self) -> None:
+        from trl_reasoning_distill.teacher.sampling import parse_mapping
+
+        if not self.source:
+            raise ValueError("source is missing: say which problems, such as --source gsm8k, --source problems.jsonl.")
+        if isinstance(self.source_options, str):
+            self.source_options = parse_mapping(self.source_options, "source_options")
+
+    def load(self) -> list[Problem]:
+        """The problems.
+
+        Raises:
+            ValueError: If the source is unknown or cannot be had.
+        """
+        from trl_reasoning_distill.data.sources import load_problems
+
+        options = dict(self.source_options or {})  # type: ignore[arg-type]  # a string was parsed above
+        if self.data_dir is not None:
+            options["data_dir"] = self.data_dir
+        return load_problems(self.source, split=self.split, limit=self.limit, seed=self.problem_seed, **options)
+
+
+@dataclass
+class PromptArguments:
+    """How they are asked."""
+
+    response_format: str = field(
+        default="think",
+        metadata={
+            "help": "How reasoning and answer are written: think, gsm8k, boxed, final_answer, plain, or source: as the source writes them."
+        },
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Replaces the format's own system prompt; an empty text sends none."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.response_format != OF_THE_SOURCE:
+            self.make_format()
+
+    def make_format(self, source: str | None = None) -> ReasoningFormat:
+        """The format with its system prompt.
+
+        Args:
+            source: Name of the source of the problems, whose own format `source` stands for.
+
+        Raises:
+            ValueError: For an unknown format, or a source without a format of its own.
+        """
+        from trl_reasoning_distill.data.formatting import ReasoningFormat
+        from trl_reasoning_distill.data.sources import SOURCES
+
+        name = self.response_format
+        if name == OF_THE_SOURCE:
+            if source is None or source not in SOURCES:
+                raise ValueError(
+                    f"response_format=source needs a named source with a format of its own ({', '.join(SOURCES)}), found {source!r}; name the format."
+                )
+            name = SOURCES[source].response_format
+        changes = {} if self.system_prompt is None else {"system_prompt": self.system_prompt or None}
+        return ReasoningFormat.preset(name, **changes)
+
+
+@dataclass
+class SamplingArguments:
+    """How tokens are chosen."""
+
+    max_new_tokens: int = field(default=512, metadata={"help": "A completion is cut here."})
+    temperature: float = field(default=0.0, metadata={"help": "0 takes the most likely token (greedy)."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Keep the smallest set of tokens with this probability; 1 keeps all."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Keep this many tokens; 0 keeps all."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampled completions."})
+
+    def __post_init__(self) -> None:
+        self.make_sampling()
+
+    def make_sampling(self) -> SamplingConfig:
+        """The checked sampling settings.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        from trl_reasoning_distill.teacher.sampling import SamplingConfig
+
+        return SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+
+
+@dataclass
+class AccuracyArguments:
+    """Accuracy in the training loop."""
+
+    accuracy_problems: int = field(
+        default=0,
+        metadata={"help": "Held-out problems answered and verified at each evaluation (eval_math_accuracy); 0: none."},
+    )
+    accuracy_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "Source of these problems, as of the evaluate stage; default: the evaluation rows, by `answer`."
+        },
+    )
+    accuracy_source_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Options of accuracy_source, such as {"split": "test", "data_dir": "…"}.'},
+    )
+    accuracy_max_new_tokens: int = field(default=512, metadata={"help": "Such an answer is cut here."})
+    accuracy_batch_size: int | None = field(
+        default=None, metadata={"help": "Answers written at once on each device. Default: per_device_eval_batch_size."}
+    )
+
+    def __post_init__(self) -> None:
+        from trl_reasoning_distill.teacher.sampling import parse_mapping
+
+        if self.accuracy_problems < 0 or self.accuracy_max_new_tokens < 1:
+            raise ValueError(
+                f"accuracy_problems={self.accuracy_problems} must not be negative, and "
+                f"accuracy_max_new_tokens={self.accuracy_max_new_tokens} must be at least 1."
+            )
+        if isinstance(self.accuracy_source_options, str):
+            self.accuracy_source_options = parse_mapping(self.accuracy_source_options, "accuracy_source_options")
+
+    def check(self, config: ReasoningSFTConfig) -> None:
+        """Refuse settings that would fail at the first evaluation, hours from now.
+
+        Raises:
+            ValueError: If there are no evaluations, or the best checkpoint is to be chosen by what is not measured.
+        """
+        if self.accuracy_problems and config.eval_strategy == "no":
+            raise ValueError(
+                f"accuracy_problems={self.accuracy_problems} with eval_strategy=no: it is measured at evaluations; set eval_strategy and eval_steps."
+            )
+        metric = config.metric_for_best_model or ""
+        if "math_" in metric and not self.accuracy_problems:
+            raise ValueError(
+                f"metric_for_best_model={metric!r} is measured on held-out problems: set accuracy_problems."
+            )
+
+    def attach(self, trainer: ReasoningSFTTrainer, eval_rows: Dataset | None) -> None:
+        """Add the callback to a trainer, if it is asked for.
+
+        Raises:
+            ValueError: If there is no problem with an answer.
+        """
+        if not self.accuracy_problems:
+            return
+        from trl_reasoning_distill.trainer.accuracy import AccuracyCallback
+
+        AccuracyCallback(
+            self.load(eval_rows, trainer.format, trainer.args.seed),
+            trainer.format,
+            max_new_tokens=self.accuracy_max_new_tokens,
+            batch_size=self.accuracy_batch_size,
+            chat_template_kwargs=trainer.args.template_variables,
+        ).attach(trainer)
+
+    def load(self, eval_rows: Dataset | None, form: ReasoningFormat, seed: int) -> list[HeldOutProblem]:
+        """The problems: of the source, or the evaluation rows that name their answer."""
+        from trl_reasoning_distill.data.sources import load_problems
+        from trl_reasoning_distill.trainer.accuracy import HeldOutProblem
+
+        if self.accuracy_source is None:
+            return _from_rows(eval_rows or [], self.accuracy_problems)
+        options = dict(self.accuracy_source_options or {})  # type: ignore[arg-type]  # a string was parsed above
+        problems = load_problems(self.accuracy_source, limit=self.accuracy_problems, seed=seed, **options)
+        return [
+            HeldOutProblem(form.messages(item.question), item.answer) for item in problems if item.answer is not None
+        ]
+
+
+def _from_rows(rows: Iterable[Mapping[str, Any]], count: int) -> list[HeldOutProblem]:
+    """The first `count` rows that have an answer, each asked with its own prompt; a question asked twice counts once."""
+    from trl_reasoning_distill.trainer.accuracy import HeldOutProblem
+
+    found: dict[str, HeldOutProblem] = {}
+    for row in rows:
+        prompt, answer = row.get("prompt"), row.get("answer")
+        if isinstance(prompt, list) and answer is not None and len(found) < count:
+            found.setdefault(str(prompt), HeldOutProblem(prompt, str(answer)))
+    if not found:
+        raise ValueError(
+            "accuracy_problems: no evaluation row has a `prompt` of messages and an `answer` to verify against. Give accuracy_source, such as "
+            "gsm8k, or rows that the verify or select stage wrote."
+        )
+    return list(found.values())
+
+
+@dataclass
+class SelectionArguments:
+    """Which of a problem's traces become training rows, and how they are written."""
+
+    strategy: str = field(
+        default="first",
+        metadata={
+            "help": "first, shortest, median, agreed, diverse, consensus (majority vote without a gold answer) or all."
+        },
+    )
+    per_problem: int = field(default=1, metadata={"help": "At most this many traces per problem."})
+    response_format: str | None = field(
+        default=None, metadata={"help": "The format the traces are in; default: what the stage before says."}
+    )
+    target_format: str | None = field(
+        default=None, metadata={"help": "Write the training rows in this format instead: think, gsm8k, boxed, …"}
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={"help": "System prompt of the training rows; default: the format's own, none if empty."},
+    )
+    max_pass_rate: float = field(
+        default=1.0, metadata={"help": "Leave out problems of which a larger share of the traces is right."}
+    )
+    easy_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "Thin out easy problems: the share to keep of those that are always solved, fewer of the often solved."
+        },
+    )
+    min_agreement: float = field(
+        default=0.5, metadata={"help": "For consensus without a gold answer: the majority's least share."}
+    )
+
+    def __post_init__(self) -> None:
+        from trl_reasoning_distill.data.formatting import ReasoningFormat
+
+        for name in (self.response_format, self.target_format):
+            if name is not None:
+                ReasoningFormat.preset(name)
+        self.make_config("think")
+
+    def make_config(self, format_name: str) -> SelectionConfig:
+        """What to select, from traces in the format `format_name`.
+
+        Raises:
+            ValueError: If an option is out of its range.
+        """
+        from trl_reasoning_distill.data.formatting import ReasoningFormat
+        from trl_reasoning_distill.teacher.selection import SelectionConfig
+
+        prompt = {} if self.system_prompt is None else {"system_prompt": self.system_prompt or None}
+        return SelectionConfig(
+            strategy=self.strategy,
+            per_problem=self.per_problem,
+            source_format=ReasoningFormat.preset(format_name, **prompt),
+            target_format=ReasoningFormat.preset(self.target_format, **prompt) if self.target_format else None,
+            max_pass_rate=self.max_pass_rate,
+            min_agreement=self.min_agreement,
+            easy_share=self.easy_share,
+        )
+
+
+def make_selection(
+    traces: Iterable[VerifiedTrace], selection: SelectionArguments, format_name: str
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Select.
+
+    Returns:
+        The rows of `train.jsonl`; the counts of the selection, and `rows`.
+
+    Raises:
+        ValueError: If nothing is left to train on, with what became of the traces.
+    """
+    from trl_reasoning_distill.teacher.selection import select_traces
+
+    selected = select_traces(traces, selection.make_config(format_name))
+    if not selected.rows:
+        raise ValueError(
+            f"No trace is fit to train on: {selected.counts}. If most are malformed, the traces are in another format than "
+            f"{format_name!r} (set response_format); if most are cut, raise the teacher's max_new_tokens."
+        )
+    return selected.rows, {**selected.counts, "rows": len(selected.rows)}
+
+
+def write_selection(
+    traces: Iterable[VerifiedTrace], selection: SelectionArguments, format_name: str, output_dir: Path
+) -> dict[str, int]:
+    """Select, write `train.jsonl`, and return the counts; see `make_selection`."""
+    from trl_reasoning_distill.data.files import write_jsonl
+
+    rows, counts = make_selection(traces, selection, format_name)
+    write_jsonl(output_dir / "train.jsonl", rows)
+    return counts
+
+
+def describe_selection(counts: Mapping[str, int]) -> str:
+    """What was kept and what was left out, in one line."""
+    reasons = {
+        "cut": "cut",
+        "malformed": "malformed",
+        "too_easy": "of too easy problems",
+        "thinned_out": "of easy problems",
+        "not_rendered": "not to be rendered",
+    }
+    left_out = ", ".join(f"{counts[key]} {text}" for key, text in reasons.items() if counts[key])
+    kept = f"{counts['problems_kept']} problems kept of {counts['problems']}"
+    rows = f" ({counts['rows']} rows)" if counts["rows"] != counts["problems_kept"] else ""
+    return f"{kept}{rows}" + (f"; left out: {left_out}" if left_out else "")
+
+
+def read_format_name(folder: Path) -> str:
+    """The response format that the manifest of an earlier stage names; `think` if there is none."""
+    from trl_reasoning_distill.data.manifest import read_manifest
+
+    try:
+        name = read_manifest(folder).config.get("response_format")
+    except FileNotFoundError:
+        name = None
+    return name or "think"
+
+
+ENGINES = ("transformers", "openai")
+
+
+@dataclass
+class ReaderArguments:
+    """What reads, and its options. An option that means nothing to the chosen engine is refused unless it still holds its default."""
+
+    engine: str = field(
+        default="transformers",
+        metadata={
+            "help": "What reads: transformers (this process), or openai (a server that gives prompt log-probs, such as vLLM; T = 1 only)."
+        },
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Folder or hub name of the teacher's tokenizer. Default: the model itself."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a hub model."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "[transformers] float32, bfloat16, float16, or auto: the checkpoint's own on an accelerator, float32 on a CPU."
+        },
+    )
+    quantization: str | None = field(
+        default=None, metadata={"help": "[transformers] 4bit (NF4) or 8bit through bitsandbytes."}
+    )
+    device_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "[transformers] auto spreads one model over all visible GPUs and the memory (then launch one process)."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "[transformers] sdpa, flash_attention_2, eager, … Default: the model's own."}
+    )
+    max_batch_tokens: int = field(
+        default=16384,
+        metadata={"help": "[transformers] Tokens per batch, padding included; lower it when memory runs out."},
+    )
+    base_url: str | None = field(
+        default=None,
+        metadata={"help": "[openai] The server, such as http://localhost:8000/v1. Default: $OPENAI_BASE_URL."},
+    )
+    api_key_env: str = field(
+        default="OPENAI_API_KEY",
+        metadata={"help": "[openai] Environment variable that holds the key; the key itself is never stored."},
+    )
+    concurrency: int = field(default=16, metadata={"help": "[openai] Requests in flight at once."})
+    request_timeout: float = field(
+        default=600.0, metadata={"help": "[openai] Seconds before a request is given up and retried."}
+    )
+    max_retries: int = field(
+        default=6,
+        metadata={
+            "help": "[openai] Retries per request, with exponential back-off, after 429, 5xx, or a lost connection."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine={self.engine!r}: choose one of {', '.join(ENGINES)}.")
+        for option in fields(ReaderArguments):
+            engine, bracket, _ = option.metadata.get("help", "").lstrip("[").partition("]")
+            value = getattr(self, option.name)
+            if bracket and engine != self.engine and value != option.default:
+                raise ValueError(
+                    f"{option.name}={value!r} means nothing to the {self.engine!r} engine; remove it, or choose another engine."
+                )
+
+    def load_tokenizer(self, model: str, chat_template_path: str | None) -> Any:
+        """The tokenizer of the teacher `model`; see `load_tokenizer`."""
+        name = self.tokenizer or model
+        return load_tokenizer(name, self.model_revision, chat_template_path, self.trust_remote_code)
+
+    def make_reader(self, model: str, tokenizer: Any, top_k: int, temperatures: Sequence[float]) -> Reader:
+        """Load the teacher, or examine its server.
+
+        Raises:
+            ValueError: If the model cannot be loaded, or the server cannot give what is asked for.
+        """
+        from trl_reasoning_distill.teacher.scoring import ServerReader, TransformersReader
+
+        if self.engine == "openai":
+            return ServerReader(
+                self.base_url,
+                model,
+                tokenizer,
+                top_k,
+                temperatures,
+                api_key_env=self.api_key_env,
+                concurrency=self.concurrency,
+                request_timeout=self.request_timeout,
+                max_retries=self.max_retries,
+            )
+        from trl_reasoning_distill.teacher.sampling.transformers import TransformersEngine
+
+        engine = TransformersEngine.from_pretrained(
+            model,
+            revision=self.model_revision,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            attn_implementation=self.attn_implementation,
+            quantization=self.quantization,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return TransformersReader(engine.model, tokenizer, top_k, temperatures, max_batch_tokens=self.max_batch_tokens)
+
+    def fingerprint(self, model: str, model_hash: str | None, tokenizer: Any, device: str) -> dict[str, Any]:
+        """What decides the records, for the store's manifest; what a server is found to be comes from its reader."""
+        from trl_reasoning_distill.data.manifest import installed_versions
+        from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, tokenizer_fingerprint
+
+        made_with: dict[str, Any] = {"engine": self.engine, "teacher": model}
+        if self.tokenizer is not None:
+            made_with["tokenizer_name"] = self.tokenizer
+        packages = ["tokenizers", "transformers"]
+        if self.engine == "transformers":
+            packages += ["bitsandbytes", "torch"]
+            commit = tokenizer.init_kwargs.get("_commit_hash")
+            made_with |= {
+                "revision": model_hash or commit or self.model_revision,
+                "dtype": "float32" if self.dtype == "auto" and device == "cpu" else self.dtype,
+                "quantization": self.quantization,
+                "attn_implementation": self.attn_implementation,
+                "max_batch_tokens": self.max_batch_tokens,
+            }
+        return made_with | {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "chat_template": chat_template_fingerprint(tokenizer),
+            "versions": {name: version for name, version in installed_versions().items() if name in packages},
+        }
+
+
+def load_tokenizer(model: str, revision: str | None, chat_template_path: str | None, trust_remote_code: bool) -> Any:
+    """A model's tokenizer, with the chat template of a `.jinja` file or another model if that is given.
+
+    Raises:
+        ValueError: If there is no such tokenizer or template.
+    """
+    from transformers import AutoTokenizer
+
+    trust = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, **trust)
+        if chat_template_path and chat_template_path.endswith(".jinja"):
+            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+        elif chat_template_path:
+            tokenizer.chat_template = AutoTokenizer.from_pretrained(chat_template_path, **trust).chat_template
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer or template for {model}: {str(error).strip().splitlines()[0]}") from None
+    return tokenizer
+
+
+def context_length(model: str, revision: str | None, trust_remote_code: bool) -> int | None:
+    """Most tokens that a model reads and writes together, by its configuration; `None` where that does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):  # a tokenizer alone, or an adapter
+        return None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,197 @@
+"""Which engine, with which options: from a call, a YAML file, or a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from trl_reasoning_distill.teacher.sampling.base import Engine
+
+ENGINES = {
+    "transformers": "TransformersEngine.from_pretrained",
+    "vllm": "VLLMEngine",
+    "openai": "OpenAIEngine",
+}
+"""Every engine by name, which is also its module's in this package, and what makes one from a model's name and keyword options. The
+module is imported when it is asked for: each brings a heavy library."""
+
+
+def make_engine(kind: str, model: str, **options: Any) -> Engine:
+    """Load an engine.
+
+    Args:
+        kind: One of `ENGINES`.
+        model: A folder or hub name (of a model or of a PEFT adapter); for `openai`, the name the server knows it by.
+        options: Keyword arguments of the engine: `TransformersEngine.from_pretrained`, `VLLMEngine` or `OpenAIEngine`.
+
+    Raises:
+        ValueError: For an unknown kind, an option the engine does not have, or a model that cannot be loaded.
+        MissingExtraError: If the engine's library is not installed.
+    """
+    factory = _factory(kind)
+    allowed = _option_names(factory)
+    if unknown := sorted(set(options) - allowed):
+        raise ValueError(
+            f"The {kind!r} engine has no option {', '.join(map(repr, unknown))}; it has {sorted(allowed)}."
+        )
+    engine: Engine = factory(model, **options)
+    return engine
+
+
+def _factory(kind: str) -> Callable[..., Any]:
+    if kind not in ENGINES:
+        raise ValueError(f"Unknown engine {kind!r}; there are {', '.join(ENGINES)}.")
+    module = importlib.import_module(f"{__package__}.{kind}")
+    factory: Callable[..., Any] = operator.attrgetter(ENGINES[kind])(module)
+    return factory
+
+
+def _option_names(factory: Callable[..., Any]) -> set[str]:
+    return {p.name for p in inspect.signature(factory).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@dataclasses.dataclass
+class EngineArguments:
+    """Which engine, and its options, as flat keys for a YAML file or a command line.
+
+    A key that the chosen engine does not have is refused unless it still holds its default.
+    """
+
+    engine: str = dataclasses.field(
+        default="transformers",
+        metadata={
+            "help": "What generates: transformers (this process), vllm (this process), or openai (any compatible server)."
+        },
+    )
+    model_revision: str | None = dataclasses.field(
+        default=None, metadata={"help": "Branch, tag or commit of a hub model."}
+    )
+    adapter: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "[transformers] PEFT adapter, a folder or hub name, to put on the model. A model that is an adapter brings its own base."
+        },
+    )
+    dtype: str = dataclasses.field(
+        default="auto",
+        metadata={
+            "help": "float32, bfloat16, float16, or auto: the checkpoint's own on an accelerator, float32 on a CPU."
+        },
+    )
+    device: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "[transformers] Device, such as cuda:0 or cpu. Default: what accelerate assigns."},
+    )
+    device_map: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "[transformers] auto spreads one model over all visible GPUs (then launch one process)."},
+    )
+    attn_implementation: str | None = dataclasses.field(
+        default=None, metadata={"help": "[transformers] sdpa, flash_attention_2, eager, … Default: the model's own."}
+    )
+    quantization: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "4bit (NF4) or 8bit through bitsandbytes; vllm also takes its own names, such as fp8."},
+    )
+    max_batch_size: int = dataclasses.field(default=128, metadata={"help": "[transformers] Most requests in a batch."})
+    max_batch_tokens: int = dataclasses.field(
+        default=65536,
+        metadata={
+            "help": "[transformers] Most tokens in a batch, prompts and completions together; lower it when memory runs out."
+        },
+    )
+    batching: str = dataclasses.field(
+        default="auto",
+        metadata={
+            "help": "[transformers] continuous, static, or auto: continuous on a CUDA device with FlashAttention."
+        },
+    )
+    tensor_parallel_size: int = dataclasses.field(default=1, metadata={"help": "[vllm] GPUs that share one model."})
+    gpu_memory_utilization: float = dataclasses.field(
+        default=0.9, metadata={"help": "[vllm] Share of each GPU's memory to use."}
+    )
+    max_model_len: int | None = dataclasses.field(
+        default=None, metadata={"help": "[vllm] Context length; default: the model's."}
+    )
+    base_url: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "[openai] The server, such as http://localhost:8000/v1. Default: $OPENAI_BASE_URL."},
+    )
+    api_key_env: str = dataclasses.field(
+        default="OPENAI_API_KEY",
+        metadata={"help": "[openai] Environment variable that holds the key; the key itself is never stored."},
+    )
+    concurrency: int = dataclasses.field(default=32, metadata={"help": "[openai] Requests in flight at once."})
+    request_timeout: float = dataclasses.field(
+        default=600.0, metadata={"help": "[openai] Seconds before a request is given up and retried."}
+    )
+    max_retries: int = dataclasses.field(
+        default=6,
+        metadata={
+            "help": "[openai] Retries per request, with exponential back-off, after 429, 5xx, or a lost connection."
+        },
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = dataclasses.field(
+        default=None, metadata={"help": 'Variables for the chat template, such as {"enable_thinking": true}.'}
+    )
+    trust_remote_code: bool = dataclasses.field(
+        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
+    )
+
+    _renamed: ClassVar[dict[str, str]] = {"model_revision": "revision"}
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine={self.engine!r}: choose one of {', '.join(ENGINES)}.")
+        if isinstance(self.chat_template_kwargs, str):
+            self.chat_template_kwargs = parse_mapping(self.chat_template_kwargs, "chat_template_kwargs")
+
+    @staticmethod
+    def option_names(kind: str) -> set[str]:
+        """The fields that the engine `kind` has a use for.
+
+        Raises:
+            ValueError: For an unknown kind.
+        """
+        allowed = _option_names(_factory(kind))
+        renamed = EngineArguments._renamed
+        return {f.name for f in dataclasses.fields(EngineArguments) if renamed.get(f.name, f.name) in allowed}
+
+    def make_engine(self, model: str, kind: str | None = None) -> Engine:
+        """Load `model` with these options, in the engine `kind` instead of `self.engine` if given.
+
+        Raises:
+            ValueError: As `make_engine`, and for an option that was set but belongs to another engine.
+        """
+        kind = kind or self.engine
+        allowed = _option_names(_factory(kind))
+        options = {}
+        for field in dataclasses.fields(EngineArguments):
+            name, value = self._renamed.get(field.name, field.name), getattr(self, field.name)
+            if name in allowed:
+                options[name] = value
+            elif value != field.default and field.name != "engine" and kind == self.engine:
+                raise ValueError(
+                    f"{field.name}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
+                )
+        return make_engine(kind, model, **options)
+
+
+def parse_mapping(text: str, name: str) -> dict[str, Any]:
+    """A mapping given as JSON on a command line.
+
+    Raises:
+        ValueError: If it is not a JSON object; `name` says which option it was.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={text!r} is not JSON ({error}); write it like '{{\"key\": 1}}'.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={text!r} is JSON, but not an object; write it like '{{\"key\": 1}}'.")
+    return value
