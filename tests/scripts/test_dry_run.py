@@ -133,7 +133,7 @@ PROBLEMS = [{"id": f"p{n}", "question": f"{n}+{n}?", "answer": str(2 * n), "sour
 
 def trace(problem: str, sample: int, completion: str, **changes: Any) -> dict[str, Any]:
     row = {
-        "problem_id": problem, "sample": sample, "question": f"{problem}?", "answer": "4", "finish_reason": "stop", "num_tokens": 9,
+        "problem_id": problem, "sample": sample, "question": f"{problem}?", "gold_answer": "4", "finish_reason": "stop", "num_tokens": 9,
         "completion": f"<think>\nby {sample}\n</think>\n\n{completion}", "model": "m", "seed": sample,
     }  # fmt: skip
     return row | changes
@@ -143,7 +143,7 @@ TRACES = [
     trace("p", 0, "5"),
     trace("p", 1, "4"),
     trace("q", 0, "4", finish_reason="length"),
-    trace("r", 0, "?", answer=None),
+    trace("r", 0, "?", gold_answer=None),
 ]
 
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.data.schema import Problem
+    from trl_reasoning_distill.data.schema import Problem, TrainingRow, VerifiedTrace
     from trl_reasoning_distill.teacher.sampling import SamplingConfig
     from trl_reasoning_distill.teacher.scoring import Reader
-    from trl_reasoning_distill.teacher.selection import SelectionConfig, VerifiedTrace
+    from trl_reasoning_distill.teacher.selection import SelectionConfig
     from trl_reasoning_distill.trainer.accuracy import HeldOutProblem
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
@@ -306,7 +306,7 @@ class SelectionArguments:
 
 def make_selection(
     traces: Iterable[VerifiedTrace], selection: SelectionArguments, format_name: str
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+) -> tuple[list[TrainingRow], dict[str, int]]:
     """Select.
 
     Returns:
@@ -333,7 +333,7 @@ def write_selection(
     from trl_reasoning_distill.data.files import write_jsonl
 
     rows, counts = make_selection(traces, selection, format_name)
-    write_jsonl(output_dir / "train.jsonl", rows)
+    write_jsonl(output_dir / "train.jsonl", (row.to_row() for row in rows))
     return counts
 
 

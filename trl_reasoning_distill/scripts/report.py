@@ -140,7 +140,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _print_plan(options: ReportArguments, inputs: Mapping[str, Path], page: Path) -> None:
     """What a real run would compare, and on how many problems."""
-    from trl_reasoning_distill.data.files import read_jsonl
+    from trl_reasoning_distill.evaluation.runs import read_predictions
     from trl_reasoning_distill.evaluation.scores import collect_scores
 
     predictions = {name: path for name, path in inputs.items() if path.name == "predictions.jsonl"}
@@ -148,7 +148,7 @@ def _print_plan(options: ReportArguments, inputs: Mapping[str, Path], page: Path
     print(f"report: would compare {compared} in {page}, from {', '.join(map(str, inputs.values()))}")
     roles = (options.base, options.teacher, options.control, options.student)
     for name, path in predictions.items():
-        scores = collect_scores(read_jsonl(path))
+        scores = collect_scores(read_predictions(path.parent))
         missing = [role for role in roles if role not in scores.models]
         print(
             f"{name}: {scores.n:,} problems × {scores.samples} answers of {', '.join(scores.models)}"

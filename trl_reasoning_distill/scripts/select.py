@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from trl import TrlParser
 
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
+    from trl_reasoning_distill.data.schema import VerifiedTrace
 
 
 @dataclass
@@ -62,14 +62,11 @@ def main(args: list[str] | None = None) -> None:
     if not is_main_process():
         return
 
-    from trl_reasoning_distill.data.files import read_jsonl
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
+    from trl_reasoning_distill.teacher.selection import read_verified_traces
 
     path = Path(options.verified) / "verdicts.jsonl"
     format_name = selection.response_format or read_format_name(path.parent)
-    traces = [
-        VerifiedTrace.from_row(row, f"{path}, row {index}") for index, row in enumerate(read_jsonl(path), start=1)
-    ]
+    traces = read_verified_traces(path)
     if options.dry_run:
         _print_plan(traces, path, selection, format_name)
         return

@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trl_reasoning_distill.scripts.arguments import (
     SelectionArguments,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trl import TrlParser
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.data.schema import Trace
+    from trl_reasoning_distill.data.schema import Trace, VerifiedTrace
 
 _CHUNK = 256
 _PARTIAL, _WHOLE = "verdicts.partial.jsonl", "verdicts.jsonl"
@@ -90,7 +90,6 @@ def main(args: list[str] | None = None) -> None:
     from trl_reasoning_distill.data.files import read_jsonl, write_json
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.schema import Trace
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
 
     path = Path(options.traces)
     path = path / "traces.jsonl" if path.is_dir() else path
@@ -107,11 +106,10 @@ def main(args: list[str] | None = None) -> None:
         if run.is_finished:
             print(f"verify: nothing to do, {options.output_dir} holds this run's result")
             return
-        rows = verify_traces(traces, format_name, options, run.output_dir)
-        summary = summarize(rows)
+        verified = verify_traces(traces, format_name, options, run.output_dir)
+        summary = summarize(verified)
         write_json(run.output_dir / "summary.json", summary)
         print(describe_summary(summary))
-        verified = [VerifiedTrace.from_row(row) for row in rows]
         counts = write_selection(verified, selection, format_name, run.output_dir)
         result = (
             f"{counts['correct']} of {counts['traces']} traces correct ({counts['correct'] / counts['traces']:.1%}), "
@@ -125,85 +123,89 @@ def _print_plan(traces: Sequence[Trace], path: Path, format_name: str, options: 
     """What a real run would do, and what it would say of two traces: of two problems, if there are two."""
     from trl_reasoning_distill.data.examples import describe_trace
     from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
 
     first = list({trace.problem_id: trace for trace in reversed(traces)}.values())[::-1]
-    open_ended = sum(trace.answer is None for trace in traces)
+    open_ended = sum(trace.gold_answer is None for trace in traces)
     cut = sum(trace.finish_reason == "length" for trace in traces)
     print(
         f"verify: {len(traces):,} traces of {len(first):,} problems in {path} would be verified, as written in the format "
         f"{format_name!r}; {open_ended:,} have no gold answer, {cut:,} were cut at the token limit and are not trained on"
     )
     chosen = first[:2] if len(first) > 1 else traces[:2]
-    for row in _verify_chunk(chosen, ReasoningFormat.preset(format_name), options):
-        verified = VerifiedTrace.from_row(row)
+    for verified in _verify_chunk(chosen, ReasoningFormat.preset(format_name), options):
         print(describe_trace(verified, verified))
 
 
 def verify_traces(
     traces: Sequence[Trace], format_name: str, options: VerifyArguments, output_dir: Path
-) -> list[dict[str, Any]]:
+) -> list[VerifiedTrace]:
     """Verify traces against their gold answers, in order, with a progress bar.
 
     Chunk by chunk, the rows are appended to a file in `output_dir`; what stands there already is not verified again.
 
     Returns:
-        The rows of `verdicts.jsonl`: the columns of a `VerifiedTrace`, and `rule`, the rule that found the answer.
+        The rows of `verdicts.jsonl`.
     """
     from tqdm import tqdm
 
-    from trl_reasoning_distill.data.files import append_jsonl, read_jsonl, read_jsonl_prefix
+    from trl_reasoning_distill.data.files import append_jsonl, read_jsonl_prefix
     from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.teacher.selection import read_verified_traces
 
     if (output_dir / _WHOLE).exists():  # it was the selection that failed
-        return list(read_jsonl(output_dir / _WHOLE))
+        return read_verified_traces(output_dir / _WHOLE)
     response_format = ReasoningFormat.preset(format_name)
-    rows = read_jsonl_prefix(output_dir / _PARTIAL)
-    if [(row["problem_id"], row["sample"]) for row in rows] != [(t.problem_id, t.sample) for t in traces[: len(rows)]]:
+    read_jsonl_prefix(output_dir / _PARTIAL)  # drops a line that a kill has torn
+    verified = read_verified_traces(output_dir / _PARTIAL) if (output_dir / _PARTIAL).exists() else []
+    if [_key(trace) for trace in verified] != [_key(trace) for trace in traces[: len(verified)]]:
         raise ValueError(f"{output_dir / _PARTIAL} holds verdicts of other traces. Give --overwrite to start anew.")
-    correct = sum(row["status"] == "correct" for row in rows)
-    with tqdm(total=len(traces), initial=len(rows), desc="verify", unit="trace") as bar:
-        while len(rows) < len(traces):
-            chunk = _verify_chunk(traces[len(rows) : len(rows) + _CHUNK], response_format, options)
-            append_jsonl(output_dir / _PARTIAL, chunk)
-            rows += chunk
-            correct += sum(row["status"] == "correct" for row in chunk)
+    correct = sum(trace.status == "correct" for trace in verified)
+    with tqdm(total=len(traces), initial=len(verified), desc="verify", unit="trace") as bar:
+        while len(verified) < len(traces):
+            chunk = _verify_chunk(traces[len(verified) : len(verified) + _CHUNK], response_format, options)
+            append_jsonl(output_dir / _PARTIAL, (trace.to_row() for trace in chunk))
+            verified += chunk
+            correct += sum(trace.status == "correct" for trace in chunk)
             bar.update(len(chunk))
-            bar.set_postfix_str(f"{correct / len(rows):.1%} correct")
+            bar.set_postfix_str(f"{correct / len(verified):.1%} correct")
     os.replace(output_dir / _PARTIAL, output_dir / _WHOLE)
-    return rows
+    return verified
+
+
+def _key(trace: Trace) -> tuple[str, int]:
+    return trace.problem_id, trace.sample
 
 
 def _verify_chunk(
     chunk: Sequence[Trace], response_format: ReasoningFormat, options: VerifyArguments
-) -> list[dict[str, Any]]:
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace, is_reasoning_ok
-    from trl_reasoning_distill.verification.extract import extract_answer
+) -> list[VerifiedTrace]:
+    from trl_reasoning_distill.data.schema import VerifiedTrace
+    from trl_reasoning_distill.teacher.selection import is_reasoning_ok
     from trl_reasoning_distill.verification.verify import verify_answers
 
     verdicts = verify_answers(
         [trace.completion for trace in chunk],
-        [trace.answer for trace in chunk],
+        [trace.gold_answer for trace in chunk],
         num_workers=options.verify_workers,
         timeout=options.verify_timeout,
         tolerance=options.tolerance,
         fuzzy=options.fuzzy,
     )
-    rows = []
-    for trace, verdict in zip(chunk, verdicts, strict=True):
-        reasoning_ok = is_reasoning_ok(trace.completion, response_format)
-        verified = VerifiedTrace(**trace.to_row(), **verdict.to_row(), reasoning_ok=reasoning_ok)
-        rows.append(verified.to_row() | {"rule": extract_answer(trace.completion).rule})
-    return rows
+    return [
+        VerifiedTrace(
+            **trace.to_row(), **verdict.columns(), reasoning_ok=is_reasoning_ok(trace.completion, response_format)
+        )
+        for trace, verdict in zip(chunk, verdicts, strict=True)
+    ]
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+def summarize(verified: Sequence[VerifiedTrace]) -> dict[str, dict[str, dict[str, int]]]:
     """How many traces, and how many of each status, for each method and each rule, most frequent first."""
     summary: dict[str, dict[str, dict[str, int]]] = {}
     for column in ("status", "method", "rule"):
-        names = Counter(row[column] for row in rows)
+        names = Counter(getattr(trace, column) for trace in verified)
         summary[column] = {
-            name: {"traces": count, **Counter(row["status"] for row in rows if row[column] == name)}
+            name: {"traces": count, **Counter(trace.status for trace in verified if getattr(trace, column) == name)}
             for name, count in names.most_common()
         }
     return summary
