@@ -67,7 +67,7 @@ def load_teacher_tokenizer(args: Any, teacher: Any) -> Any:
     Raises:
         ValueError: If there is none to be had.
     """
-    name = args.teacher_tokenizer_name_or_path or (
+    name = args.teacher_tokenizer or (
         args.teacher_model_name_or_path if teacher is None else teacher if isinstance(teacher, str) else None
     )
     name = name or getattr(getattr(teacher, "config", None), "_name_or_path", "")
@@ -78,7 +78,7 @@ def load_teacher_tokenizer(args: Any, teacher: Any) -> Any:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"No tokenizer of the teacher could be loaded ({str(error).strip().splitlines()[0]}). It is needed to know which ids teacher and "
-            "student share: pass it as teacher_tokenizer, or name it with teacher_tokenizer_name_or_path."
+            "student share: pass it to the trainer, or name it with the option teacher_tokenizer."
         ) from None
 
 

@@ -111,7 +111,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         ValueError: If an argument cannot be honoured, or teacher and student have different tokenizers.
 
     Example:
-        >>> args = TopKGKDConfig("runs/gkd", lmbda=0.5, beta=0.0, top_k=50)
+        >>> args = TopKGKDConfig("runs/gkd", lmbda=0.5, beta=0.0, kd_top_k=50)
         >>> TopKGKDTrainer("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct", args, train_dataset=rows).train()
     """
 
@@ -128,7 +128,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             "beta",
             "temperature",
             "max_new_tokens",
-            "top_k",
+            "kd_top_k",
             "kd_temperature",
             "kd_weight",
             "sft_weight",
@@ -192,7 +192,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         if args.teacher_server_url is not None:
             from trl_reasoning_distill.teacher.scoring import ServerReader
 
-            name, top_k = str(args.teacher_model_name_or_path), int(args.top_k or 1)
+            name, top_k = str(args.teacher_model_name_or_path), int(args.kd_top_k or 1)
             self._reader = ServerReader(args.teacher_server_url, name, self._teacher_tokenizer, top_k)
             limit = self._reader.context_length
         elif given is None:
@@ -227,7 +227,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
     def _support(self, embedding_rows: list[int]) -> Support:
         shared = min(self.shared_ids, *embedding_rows)
         on = "student" if self.args.beta == 1.0 else "teacher"
-        return Support(shared, self.args.top_k, on)
+        return Support(shared, self.args.kd_top_k, on)
 
     @property
     def _student(self) -> Any:
