@@ -15,14 +15,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.trainer import tiny
 from trl_reasoning_distill.data.chat import encode_chat
-from trl_reasoning_distill.data.tokenization import tokenize_example
+from trl_reasoning_distill.data.tokenization import completion_start, tokenize_example
 from trl_reasoning_distill.teacher.context import (
     KINDS,
     TEACHER_PROMPT,
     TeacherContext,
     TeacherContextOptions,
     anchor,
-
     with_teacher_prompts,
 )
 
