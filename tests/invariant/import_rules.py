@@ -41,7 +41,7 @@ LIVE_TEACHER = (
 RULES = {
     "data": Rule(internal=("extras", "terminal"), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
-    "teacher": Rule(internal=("data", "verification", "losses.topk", "extras"), banned=TRL),
+    "teacher": Rule(internal=("data", "verification", "losses.head", "losses.topk", "extras"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(
         internal=(
