@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from tests.trainer import tiny
 from trl_reasoning_distill.losses.fused import FusedLoss, fused_linear_distillation_loss
@@ -150,7 +147,7 @@ def test_an_adapter_on_the_head_is_refused_and_not_left_out() -> None:
     """TRL refuses it for a student; a live teacher comes as it is."""
     lora = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
     model = get_peft_model(make("Llama"), lora).get_base_model()
-    with pytest.raises(ValueError, match="An adapter changes the output layer.*name it in `modules_to_save`"):
+    with pytest.raises(ValueError, match=r"An adapter changes the output layer.*name it in `modules_to_save`"):
         prove_head(model)
     TransformersReader(model, tiny.make_tokenizer(), 8, (1.0,))  # capture runs the layer itself
 

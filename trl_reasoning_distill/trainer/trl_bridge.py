@@ -57,12 +57,19 @@ def gathered_head(model: PreTrainedModel, layer: torch.nn.Module | None = None) 
     again on leaving, so whatever needs it must be done by then, the gradient included.
     """
     layer = model.get_output_embeddings() if layer is None else layer
-    head = Head.of(model, layer)
-    weight: Any
-    bias: Any
-    weight, bias = _weight(layer), head.bias
+    # PEFT 0.21 puts the rows that an adapter trains into the weight itself, but not where both are FSDP2's shards
+    adapter: Any = getattr(layer, "token_adapter", None)
+    if adapter is not None and isinstance(adapter.base_layer.weight, DTensor):
+        head = Head.of(model, adapter.base_layer)
+        weight: Any = _with_trained_rows(adapter)
+    else:
+        head = Head.of(model, layer)
+        weight = head.weight
+    bias: Any = head.bias
     if isinstance(weight, DTensor):  # FSDP2, where the head is a shard group of its own
-        weight, bias = _whole(weight), None if bias is None else _whole(bias)
+        weight = _whole(weight)
+    if isinstance(bias, DTensor):
+        bias = _whole(bias)
     with maybe_gather_lm_head_ctx(weight, bias):
         yield head._replace(weight=weight, bias=bias)
 
@@ -90,9 +97,9 @@ def _gathered_layers(model: torch.nn.Module) -> Iterator[None]:
     gathered: dict[torch.nn.Module, Any] = {}
 
     def gather(layer: torch.nn.Module, _: Any) -> None:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        gathered[layer] = GatheredParameters(list(layer.parameters(recurse=False)))
+        gathered[layer] = deepspeed.zero.GatheredParameters(list(layer.parameters(recurse=False)))
         gathered[layer].__enter__()
 
     def release(layer: torch.nn.Module, *_: Any) -> None:
@@ -113,11 +120,8 @@ def _whole(parameter: DTensor) -> Tensor:
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
-def _weight(layer: Any) -> Any:
-    """A layer's weight. With rows that an adapter trains in it: PEFT 0.21 puts them there itself, but not where both are FSDP2's shards."""
-    adapter = getattr(layer, "token_adapter", None)
-    if adapter is None or not isinstance(adapter.base_layer.weight, DTensor):
-        return layer.weight
+def _with_trained_rows(adapter: Any) -> Tensor:
+    """The whole weight of a sharded layer, with the rows that an adapter trains in it."""
     weight = _whole(adapter.base_layer.weight)
     for name in adapter.active_adapters:
         rows = torch.tensor(adapter.token_indices[name], device=weight.device)
