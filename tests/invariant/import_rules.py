@@ -36,7 +36,9 @@ LIVE_TEACHER = ("teacher.context", "teacher.scoring", "teacher.sampling")  # ask
 RULES = {
     "data": Rule(internal=("extras", "terminal"), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
-    "teacher": Rule(internal=("data", "verification", "losses.topk", "extras", "hub", "processes"), banned=TRL),
+    "teacher": Rule(
+        internal=("data", "verification", "losses.head", "losses.topk", "extras", "hub", "processes"), banned=TRL
+    ),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(
         internal=(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trl_reasoning_distill.hub import context_length, load_config
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference
+from trl_reasoning_distill.losses.head import Head
 from trl_reasoning_distill.teacher.context import TeacherContext
 from trl_reasoning_distill.trainer.callbacks import show_samples
 from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
@@ -60,7 +61,6 @@ from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.reference import make_reference
 from trl_reasoning_distill.trainer.trl_bridge import (
     BridgedGKDTrainer,
-    LanguageHead,
     disable_dropout_in_model,
     main_process_first,
     unwrap_model_for_generation,
@@ -388,9 +388,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         finally:
             self._step = None
 
-    def head_loss(
-        self, hidden: Tensor, head: LanguageHead, batch: LossBatch, reference: LinearReference | None
-    ) -> FusedLoss:
+    def head_loss(self, hidden: Tensor, head: Head, batch: LossBatch, reference: LinearReference | None) -> FusedLoss:
         """See `ReasoningSFTTrainer.head_loss`; with the teacher's targets at hand."""
         step = self._step
         assert step is not None
