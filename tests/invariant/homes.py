@@ -55,7 +55,7 @@ def _reads(*names: str) -> Callable[[ast.AST], bool]:
 def _names_a_head_transform(node: ast.AST) -> bool:
     """The name that a model family gives the scale or the soft-cap of its logits, as text or as an attribute of a config."""
     names = ("logits_scaling", "lm_head_multiplier", "output_multiplier", "final_logit_softcapping")
-    return _is_constant(node, "logit_scale", *names) or (isinstance(node, ast.Attribute) and node.attr in names)
+    return _is_constant(node, *names) or (isinstance(node, ast.Attribute) and node.attr in names)
 
 
 CONCEPTS = {
