@@ -112,7 +112,7 @@ def environment_of(config: Mapping[str, Any], where: str) -> dict[str, str]:
 class _Resolver(VersionedResolver):
     """What a plain scalar is, whatever version the file claims to be written in."""
 
-    processing_version = (1, 2)  # type: ignore[assignment]
+    processing_version = (1, 2)
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is not ScalarNode or not implicit[0]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import os
 import shutil
@@ -17,7 +16,7 @@ from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME as SYNTHETIC
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
+from trl_reasoning_distill.data.tokenization import is_supervised, tokenize_example
 from trl_reasoning_distill.doctor.stages import ExaminedStage, Finding, Level, Resources, UnknownModelError
 from trl_reasoning_distill.scripts.planning import Plan
 from trl_reasoning_distill.scripts.training import check_evaluation
@@ -121,7 +120,7 @@ def check_evaluations(stage: ExaminedStage, resources: Resources) -> Found:
 
 def check_template(stage: ExaminedStage, resources: Resources) -> Found:
     """Do padding and template leave the reasoning and the end token alone?"""
-    tokenizer = _student_tokenizer(stage, resources)
+    tokenizer = resources.tokenizer(stage.get("model_name_or_path"), stage.get("chat_template_path"))
     if tokenizer.eos_token_id is None:
         yield "red", "the student's tokenizer has no EOS token: the model could never learn to stop."
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -144,7 +143,7 @@ def _judge_template(tokenizer: Any, form: ReasoningFormat, options: dict[str, An
         )
     row = {"prompt": question, "completion": completion}
     tokens = tokenize_example(tokenizer, row, chat_template_kwargs=options)
-    supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if label != IGNORE_INDEX]
+    supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if is_supervised(label)]
     before = tokenizer.decode(tokens.input_ids[: len(tokens.input_ids) - len(supervised)])
     text = tokenizer.decode(supervised)
     if form.open_tag and not form.parse(text, opened=form.is_opened_by(before)).well_formed:
@@ -158,17 +157,6 @@ def _judge_template(tokenizer: Any, form: ReasoningFormat, options: dict[str, An
             f"the chat template ends the assistant's turn without {tokenizer.eos_token!r}: check that generation stops at what it ends with.",
         )
     return "green", "the chat template keeps the reasoning whole and ends with EOS."
-
-
-def _student_tokenizer(stage: ExaminedStage, resources: Resources) -> Any:
-    """The student's tokenizer, with the chat template that the options put in its place."""
-    tokenizer, path = resources.tokenizer(stage.get("model_name_or_path")), stage.get("chat_template_path")
-    if not path:
-        return tokenizer
-    tokenizer = copy.copy(tokenizer)
-    is_file = Path(path).is_file()
-    tokenizer.chat_template = Path(path).read_text("utf-8") if is_file else resources.tokenizer(path).chat_template
-    return tokenizer
 
 
 def check_left_out(stage: ExaminedStage, plan: Plan) -> list[Finding]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from trl_reasoning_distill import hub
 from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.pipeline import RecipeStage, check_options, unfinished_inputs
 from trl_reasoning_distill.processes import launch_state
@@ -171,7 +172,7 @@ class Resources:
     """Configurations and tokenizers, loaded once each; a failed look-up is remembered, too."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[str, str], Any] = {}
+        self._loaded: dict[tuple[str | None, ...], Any] = {}
 
     def config(self, model: str) -> Any:
         """A model's configuration; of an adapter, that of its base.
@@ -179,15 +180,15 @@ class Resources:
         Raises:
             UnknownModelError: If it cannot be had.
         """
-        return self._load("AutoConfig", model)
+        return self._load(hub.load_config, model)
 
-    def tokenizer(self, model: str) -> Any:
-        """A model's tokenizer.
+    def tokenizer(self, model: str, chat_template: str | None = None) -> Any:
+        """A model's tokenizer, with another chat template if one is given; see `hub.load_tokenizer`.
 
         Raises:
             UnknownModelError: If it cannot be had.
         """
-        return self._load("AutoTokenizer", model)
+        return self._load(hub.load_tokenizer, model, chat_template=chat_template)
 
     def has_config(self, model: str) -> bool:
         """Whether its configuration can be had."""
@@ -195,15 +196,13 @@ class Resources:
             return self.config(model) is not None
         return False
 
-    def _load(self, loader: str, model: str) -> Any:
-        import transformers
-
-        key = (loader, model)
+    def _load(self, load: Callable[..., Any], model: str, **options: str | None) -> Any:
+        key = (load.__name__, model, *options.values())
         if key not in self._loaded:
             try:
-                self._loaded[key] = getattr(transformers, loader).from_pretrained(model)
-            except (OSError, ValueError) as error:
-                self._loaded[key] = UnknownModelError(f"{model}: {str(error).strip().splitlines()[0]}")
+                self._loaded[key] = load(model, **options)
+            except ValueError as error:
+                self._loaded[key] = UnknownModelError(str(error))
         if isinstance(self._loaded[key], UnknownModelError):
             raise self._loaded[key]
         return self._loaded[key]

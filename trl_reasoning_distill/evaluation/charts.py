@@ -171,7 +171,7 @@ def _svg(draw: Callable[[Axes], None], description: str, *, rows: float = 0, hei
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):  # type: ignore[dict-item]
         figure = Figure(figsize=(_WIDTH, height or _ROW * rows + 0.45), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()

@@ -57,14 +57,19 @@ class Align(Stage):
     name = "align"
 
     def __init__(self, options: AlignArguments) -> None:
-        from trl_reasoning_distill.scripts.arguments import load_tokenizer
+        from trl_reasoning_distill.hub import load_tokenizer
         from trl_reasoning_distill.teacher.store import TopKStore
 
         self.options, self.output_dir = options, options.output_dir
         self.store = TopKStore.open(options.store)
         trust = options.trust_remote_code
-        self.student = load_tokenizer(options.student, options.student_revision, options.chat_template_path, trust)
-        self.teacher = load_tokenizer(options.teacher_tokenizer or self.store.tokenizer_name, None, None, trust)
+        self.student = load_tokenizer(
+            options.student,
+            revision=options.student_revision,
+            chat_template=options.chat_template_path,
+            trust_remote_code=trust,
+        )
+        self.teacher = load_tokenizer(options.teacher_tokenizer or self.store.tokenizer_name, trust_remote_code=trust)
         self.vocab_size = _vocab_size(options)
         self.settings = settings_of(options)
         self.inputs = {"store": str(self.store.path), "student": options.student}
@@ -74,7 +79,7 @@ class Align(Stage):
         import numpy as np
 
         from trl_reasoning_distill.data.examples import describe_examples
-        from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+        from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, supervised_positions
         from trl_reasoning_distill.teacher.store.alignment import RowAligner
 
         store = self.store
@@ -88,7 +93,7 @@ class Align(Stage):
         )
         examples = []
         for (ids, labels, _), kept in zip(rows[:EXAMPLES], has_record, strict=False):
-            supervised = [t for t, label in enumerate(labels) if t and label != IGNORE_INDEX]
+            supervised = supervised_positions(labels)
             recorded = {t for t, has in zip(supervised, kept, strict=True) if has}
             marked = [i if t in recorded else IGNORE_INDEX for t, i in enumerate(ids)]
             examples.append({"input_ids": ids, "labels": marked})
@@ -119,15 +124,11 @@ class Align(Stage):
 
 def _vocab_size(options: AlignArguments) -> int | None:
     """Rows of the student's embedding, if the student has a model configuration and not only a tokenizer."""
-    from transformers import AutoConfig
+    from trl_reasoning_distill.hub import find_config
 
-    try:
-        config = AutoConfig.from_pretrained(
-            options.student, revision=options.student_revision, trust_remote_code=options.trust_remote_code
-        )
-    except (OSError, ValueError):
-        return None
-    return config.get_text_config().vocab_size
+    trust = options.trust_remote_code
+    config = find_config(options.student, revision=options.student_revision, trust_remote_code=trust)
+    return None if config is None else config.get_text_config().vocab_size
 
 
 main = stage_main(Align, make_parser)

@@ -121,13 +121,16 @@ class Capture(Stage):
         """Counts, and two rows as the teacher reads them, the tokens that get a record marked."""
         from trl_reasoning_distill.data.examples import describe_examples
         from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
-        from trl_reasoning_distill.scripts.arguments import context_length
+        from trl_reasoning_distill.hub import context_length, find_config
         from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long
 
         rows, config, reader = self.rows, self.config, self.reader
         limit = None
         if reader.engine == "transformers":
-            limit = context_length(self.options.teacher, reader.model_revision, reader.trust_remote_code)
+            trust = reader.trust_remote_code
+            limit = context_length(
+                find_config(self.options.teacher, revision=reader.model_revision, trust_remote_code=trust)
+            )
         sample = rows[:: math.ceil(len(rows) / DRY_RUN_ROWS)]
         anchored = [one for one in (anchor_row(self.tokenizer, row, config) for row in sample) if one is not None]
         kept = [one for one in anchored if not is_too_long(one, config, limit)]

@@ -197,9 +197,9 @@ def preview_text(items: list[Item], options: DataArguments) -> str:
 
     tokenizer = None
     if options.tokenizer is not None:
-        from trl_reasoning_distill.scripts.arguments import load_tokenizer
+        from trl_reasoning_distill.hub import load_tokenizer
 
-        tokenizer = load_tokenizer(options.tokenizer, None, None, False)
+        tokenizer = load_tokenizer(options.tokenizer)
     preview = make_preview(items, tokenizer, options.max_length, seed=options.seed)
     chart = ""
     if options.chart:

@@ -42,6 +42,7 @@ from trl_reasoning_distill.processes import (
     InterruptedBySignal,
     end_with_launcher,
     interrupt,
+    launch_state,
     on_interruption,
     runs_on_cpus,
 )
@@ -165,7 +166,7 @@ def stage_main(
             os.environ.update(command.environment)  # before anything heavy is imported, which reads it then
             end_with_launcher()
             with on_interruption(interrupt):
-                work(command)  # type: ignore[arg-type]
+                work(command)
         except DiskFullError as error:
             exit_with(error, 1, advice=f" Then go on with: {_command()}")
         except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MissingExtraError) as error:
@@ -180,12 +181,10 @@ def stage_main(
     return main
 
 
-def _run_stage(stage_class: type[Stage], make_parser: Callable[[], TrlParser], command: Command) -> None:
+def _run_stage(stage_class: Callable[..., Stage], make_parser: Callable[[], TrlParser], command: Command) -> None:
     parsed = parse_stage(make_parser(), command)
     state = None
-    if stage_class.is_parallel:
-        from trl_reasoning_distill.processes import launch_state
-
+    if stage_class.is_parallel:  # type: ignore[attr-defined]
         state = launch_state()
     elif not is_main_process():
         return

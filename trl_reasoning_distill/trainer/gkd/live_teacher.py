@@ -18,19 +18,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, align_module_device, has_offloaded_params, is_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from trl_reasoning_distill.data.tokenization import is_supervised
+from trl_reasoning_distill.hub import context_length, load_tokenizer
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher
+from trl_reasoning_distill.losses.head import Head, body_of
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.sampling.transformers import quantization_config
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
-from trl_reasoning_distill.trainer.gkd.rows import is_supervised, unpad
+from trl_reasoning_distill.trainer.gkd.rows import unpad
+from trl_reasoning_distill.trainer.head import bound_to
 from trl_reasoning_distill.trainer.reference import Reference
 from trl_reasoning_distill.trainer.trl_bridge import (
-    LanguageHead,
     gathered_head,
     prepare_deepspeed,
+    prove_whole_head,
     unwrap_model_for_generation,
 )
 
@@ -71,15 +75,13 @@ def load_teacher_tokenizer(args: Any, teacher: Any) -> Any:
         args.teacher_model_name_or_path if teacher is None else teacher if isinstance(teacher, str) else None
     )
     name = name or getattr(getattr(teacher, "config", None), "_name_or_path", "")
-    try:
-        if not name:
-            raise OSError("the model does not say where it was loaded from")
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"No tokenizer of the teacher could be loaded ({str(error).strip().splitlines()[0]}). It is needed to know which ids teacher and "
-            "student share: pass it to the trainer, or name it with the option teacher_tokenizer."
-        ) from None
+    advice = (
+        "It is needed to know which ids teacher and student share: pass it to the trainer, or name it with "
+        "the option teacher_tokenizer."
+    )
+    if not name:
+        raise ValueError(f"The teacher was given as a model without a name, so its tokenizer is not known. {advice}")
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code, advice=advice)
 
 
 def load_teacher(name: str, args: Any, accelerator: Accelerator) -> PreTrainedModel:
@@ -215,11 +217,12 @@ class ModelTeacher:
         self.accelerator, self.support = accelerator, support
         base: Any = model
         self.model: PreTrainedModel = base.get_base_model() if is_peft_model(base) else base
-        self.context_length = context_length(self.model)
+        self.context_length = context_length(self.model.config)
         model.eval().requires_grad_(False)
+        prove_whole_head(self.model, accelerator)
         _add_hidden_only(self.model)
         self.wrapped: Any = place(model, accelerator)
-        self._moved_head: LanguageHead | None = None
+        self._moved_head: Head | None = None
 
     def read(self, batch: TeacherBatch) -> Tensor:
         """See `LiveTeacher.read`: hidden states `(tokens, h)`."""
@@ -240,7 +243,7 @@ class ModelTeacher:
             yield linear_teacher(reading.to(device), head, self.support)
 
     @contextlib.contextmanager
-    def _head(self, device: torch.device) -> Iterator[LanguageHead]:
+    def _head(self, device: torch.device) -> Iterator[Head]:
         """The head on the student's device. One that lies elsewhere is moved there once: it is used at every step."""
         layer = self.model.get_output_embeddings()
         if self._moved_head is None and (has_offloaded_params(layer) or not _is_on(layer, device)):
@@ -270,7 +273,7 @@ class FormerSelf:
 
     def __init__(self, reference: Reference, student: PreTrainedModel, support: Support, writer: Any) -> None:
         self.reference, self.student, self.support, self._writer = reference, student, support, writer
-        self.context_length = context_length(student)
+        self.context_length = context_length(student.config)
 
     def read(self, batch: TeacherBatch) -> TeacherBatch:
         """See `LiveTeacher.read`: only inside the student's forward can its own layers be run."""
@@ -327,7 +330,7 @@ class ServerTeacher:
         )
 
 
-def linear_teacher(hidden: Tensor, head: LanguageHead, support: Support) -> LinearTeacher:
+def linear_teacher(hidden: Tensor, head: Head, support: Support) -> LinearTeacher:
     """Hidden states and a head as the loss takes them."""
     bias = None if head.bias is None else head.bias.detach()
     return LinearTeacher(
@@ -342,18 +345,15 @@ def linear_teacher(hidden: Tensor, head: LanguageHead, support: Support) -> Line
     )
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Most tokens in a row."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def _add_hidden_only(model: PreTrainedModel) -> None:
     """Let `model(…, hidden_only=True)` return last hidden states, so that the hooks of ZeRO-3 and FSDP2 fire as for any forward."""
     forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
     def forward_with_choice(self: PreTrainedModel, *args: Any, hidden_only: bool = False, **kwargs: Any) -> Any:
-        return self.base_model(*args, **kwargs).last_hidden_state if hidden_only else forward(*args, **kwargs)
+        if hidden_only:
+            return body_of(self)(*args, **kwargs).last_hidden_state
+        return bound_to(self, forward)(*args, **kwargs)
 
     model.forward = types.MethodType(forward_with_choice, model)
 

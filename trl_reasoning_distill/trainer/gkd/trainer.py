@@ -18,9 +18,10 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import AutoConfig
 
+from trl_reasoning_distill.hub import context_length, load_config
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference
+from trl_reasoning_distill.losses.head import Head
 from trl_reasoning_distill.teacher.context import TeacherContext
 from trl_reasoning_distill.trainer.callbacks import show_samples
 from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
@@ -32,7 +33,6 @@ from trl_reasoning_distill.trainer.gkd.live_teacher import (
     Support,
     Targets,
     TeacherBatch,
-    context_length,
     count_shared_ids,
     load_teacher,
     load_teacher_tokenizer,
@@ -61,7 +61,6 @@ from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.reference import make_reference
 from trl_reasoning_distill.trainer.trl_bridge import (
     BridgedGKDTrainer,
-    LanguageHead,
     disable_dropout_in_model,
     main_process_first,
     unwrap_model_for_generation,
@@ -197,10 +196,9 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             limit = self._reader.context_length
         elif given is None:
             name = str(args.teacher_model_name_or_path)
-            config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-            limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+            limit = context_length(load_config(name, trust_remote_code=args.trust_remote_code))
         else:
-            limit = given.context_length if hasattr(given, "targets") else context_length(given)
+            limit = given.context_length if hasattr(given, "targets") else context_length(given.config)
         self._teacher_limit = limit or 0
 
     def make_teacher(self) -> LiveTeacher:
@@ -345,7 +343,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
 
     def _room(self, prompt: int, teacher_prompt: int) -> int:
         """Tokens that a completion may have."""
-        limits = [(self.args.max_length, prompt), (context_length(self._student), prompt)]
+        limits = [(self.args.max_length, prompt), (context_length(self._student.config), prompt)]
         limits.append((self._teacher_limit or None, teacher_prompt))
         return min([self.args.max_new_tokens, *(limit - used for limit, used in limits if limit is not None)])
 
@@ -390,9 +388,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         finally:
             self._step = None
 
-    def head_loss(
-        self, hidden: Tensor, head: LanguageHead, batch: LossBatch, reference: LinearReference | None
-    ) -> FusedLoss:
+    def head_loss(self, hidden: Tensor, head: Head, batch: LossBatch, reference: LinearReference | None) -> FusedLoss:
         """See `ReasoningSFTTrainer.head_loss`; with the teacher's targets at hand."""
         step = self._step
         assert step is not None
