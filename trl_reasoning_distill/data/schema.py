@@ -137,11 +137,17 @@ class Verdict(Record):
     """Whether an output is right, how that was decided, and why.
 
     Attributes:
-        status: `"correct"`, `"incorrect"`, or `"undecided"` (time-out, crash, unparseable gold): never counted as wrong in silence.
+        status: `"correct"`, `"incorrect"`, or `"undecided"` (not read whole, time-out, crash, no gold): never counted as wrong in silence.
         method: What decided: `"exact"`, `"numeric"`, `"symbolic"`, `"fuzzy"`, or `"none"`.
         reason: One line for a reader.
+        extracted: The answer as the output has it; `None` if there is none.
+        rule: What found it: a rule of `extract_answer`; empty where no output was looked at.
+        timed_out: Whether the comparison reached its time-out.
     """
 
     status: VerdictStatus
     method: str
     reason: str
+    extracted: str | None = None
+    rule: str = ""
+    timed_out: bool = False
