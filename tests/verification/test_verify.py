@@ -11,8 +11,9 @@ import pytest
 
 from tests.verification.hostile import FACTORIALS, HOSTILE, MEGABYTE, POWERS, UNICODE
 from trl_reasoning_distill.data.files import read_jsonl
-from trl_reasoning_distill.verification.compare import compare_plainly
+from trl_reasoning_distill.verification.comparison import Rules, compare as compare_answers
 from trl_reasoning_distill.verification.pool import OUT_OF_MEMORY, Comparison, ComparisonPool
+from trl_reasoning_distill.verification.reading import read
 from trl_reasoning_distill.verification.verify import answer_key, verify_answer, verify_answers
 from trl_reasoning_distill.verification.worker import compare
 
@@ -108,11 +109,12 @@ def test_there_are_enough_hostile_strings() -> None:
 
 
 @pytest.mark.parametrize("gold", ["43", "\\sqrt{2}", "(1, 2)", "even", "C"])
-def test_hostile_answers_cost_nothing_before_algebra(gold: str) -> None:
+def test_no_reading_of_a_hostile_answer_equals_an_honest_one(gold: str) -> None:
     for text in HOSTILE:
         for answer, other in ((text, gold), (gold, text)):
-            verdict = compare_plainly(answer, other, 1e-6, fuzzy=90.0)
-            assert verdict is None or verdict.status == "incorrect", (answer[:80], other[:80], verdict)
+            for left in read(other).answers:
+                for right in read(answer).answers:
+                    assert not compare_answers(left, right, Rules(fuzzy=90.0)), (answer[:80], other[:80])
 
 
 @pytest.mark.timeout(120)  # quadratic time would take days

@@ -92,6 +92,13 @@ def _value(expression: Expression) -> Answer:
 _STRUCTURES = frozenset({"list", "or", "{}", "()", "(]", "[)", "[]", "cup", "cap", "minus", "builder", "congruent", "base", "ratio"})
 
 
+SENSELESS = frozenset({
+    "brackets or a unit inside a sum", "a unit behind what is no number", "too many signs", "some values have no name", "an element of what is no set", "its sides are not equal",
+    "an inequality between what are no numbers", "an equation between what are no numbers", "relations that do not go together", "no base of numerals",
+})  # fmt: skip
+"""Why an expression that was read whole makes no answer."""
+
+
 def _refuse(reason: str) -> Answer:
     raise NotAnAnswer(reason)
 

@@ -69,6 +69,9 @@ def compare(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
         return compare(gold, answer.value, rules)  # a name that gold does not ask for
     if isinstance(answer, Choice) and answer.text and not isinstance(gold, Choice):
         return None
+    if isinstance(answer, Several) and not isinstance(gold, Several | Named | Bracketed | Region | Family) and len(answer.parts) > 1:
+        if not (isinstance(gold, Assignment) and isinstance(gold.value, Several)):  # one value, written twice
+            return _all(compare(gold, part, rules) for part in answer.parts)
     try:
         return _BY_TYPE[type(gold)](gold, answer, rules)
     except UnknownValue:
@@ -302,7 +305,7 @@ def _compare_bracketed(gold: Bracketed, answer: Answer, rules: Rules) -> Outcome
             return gold.brackets in ("()", "<>") and _in_order(gold.parts, parts, rules)
         case Named(parts):
             return _in_order(gold.parts, [value for _, value in sorted(parts, key=lambda part: part[0])], rules)
-        case Region() | Relation():
+        case Region() | Relation() | Statement("reals"):
             return _compare_region(gold, answer, rules)
     return False
 

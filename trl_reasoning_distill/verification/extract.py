@@ -36,19 +36,21 @@ from trl_reasoning_distill.verification.phrases import (
     BEFORE_A_NUMBER,
     BEHIND_A_NUMBER,
     CHOICE_PHRASE,
+    CHOICE_TRIGGERS,
     COPULA,
     DOUBTED,
     HEDGED,
     JUDGEMENT,
     NEW_QUESTION,
     OPTIONS,
-    PHRASE,
     REFUSAL,
     REJECTED,
     RETRACTION,
     SENTENCE_END,
+    SUPPOSED,
     THEREFORE,
     TROUBLED,
+    announcements,
 )
 
 THOUGHT_TAGS = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
@@ -69,6 +71,7 @@ _JOINT_WORDS = re.compile(r"(?:\b(?:and|or|und|oder|et|ou)\b|[和或、，])\s*$
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mbox|textnormal)[ ]{0,2}\{([^{}]{0,200})\}")
 _MATH_MARK = re.compile(r"\\\(|\\\)|\\\[|\\\]|\\\$|\$\$|\$")
+_ESCAPED_TWICE = re.compile(r"(?<!\\)\\{2}(?:boxed|text|frac|sqrt)\{")
 _BROKEN_MATH = re.compile(r"(?:(?<!\$)\$|\\\()[ \t]*\n[^$\n]{0,200}\n[ \t]*(?:\$(?!\$)|\\\))")
 
 
@@ -98,7 +101,7 @@ def extract_answer(text: str) -> ExtractedAnswer:
     committed = committed_text(text)
     if committed is None:
         return ExtractedAnswer(None, "unfinished_reasoning")
-    committed = _unescaped(committed[-_MAX_TAIL:])
+    committed = unescaped(committed[-_MAX_TAIL:])
     found = _last_marked(committed)
     if found is None:
         return _extract_unmarked(committed)
@@ -131,11 +134,11 @@ def committed_text(text: str) -> str | None:
     return text
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
     r"""A text that was escaped twice on its way (`\\boxed`, `\n` as two characters) as it was meant."""
-    if "\\\\boxed{" not in text:
+    if not _ESCAPED_TWICE.search(text):
         return text
-    return re.sub(r"(?<!\\)\\n(?![a-z])", "\n", re.sub(r"\\\\(?=[A-Za-z])", r"\\", text))
+    return re.sub(r"(?<!\\)\\n(?![a-z])", "\n", re.sub(r"(?<!\\)\\{2}(?=[A-Za-z])", r"\\", text))
 
 
 def math_segments(text: str) -> Iterator[tuple[int, int, str]]:
@@ -177,8 +180,14 @@ def is_short(text: str) -> bool:
 
 def _last_marked(text: str) -> _Commitment | None:
     """The last answer that a marker announces."""
-    finders = (_last_tag, _last_hash, _last_boxes, _last_phrase, _last_choice)
-    candidates = [found for finder in finders if (found := finder(text)) is not None]
+    lowered = text.lower()
+    finders = (
+        ("<answer>", _last_tag),
+        ("####", _last_hash),
+        ("box", _last_boxes),
+    )
+    candidates = [found for trigger, finder in finders if trigger in lowered and (found := finder(text)) is not None]
+    candidates += [found for finder in (_last_phrase, _last_choice) if (found := finder(text, lowered)) is not None]
     return max(candidates, key=lambda candidate: candidate.end) if candidates else None
 
 
@@ -195,7 +204,7 @@ def _last_tag(text: str) -> _Commitment | None:
     if found is None or not text[found[1] : found[2]].strip():
         return None
     content = text[found[1] : found[2]].strip()
-    inner = max((c for c in (_last_boxes(content), _last_hash(content), _last_phrase(content)) if c is not None), key=lambda c: c.end, default=None)
+    inner = max((c for c in (_last_boxes(content), _last_hash(content), _last_phrase(content, content.lower())) if c is not None), key=lambda c: c.end, default=None)
     return _Commitment(found[0], found[3], inner.answer if inner is not None else _clean(content), "answer_tag")
 
 
@@ -254,10 +263,10 @@ def _joins(gap: str) -> bool:
     return len(words) <= 5
 
 
-def _last_phrase(text: str) -> _Commitment | None:
+def _last_phrase(text: str, lowered: str) -> _Commitment | None:
     found: list[_Commitment] = []
-    for match in reversed(deque(PHRASE.finditer(text), maxlen=_MAX_PHRASES)):
-        commitment = _phrase_answer(text, match)
+    for match in reversed(announcements(text, lowered, _MAX_PHRASES)):
+        commitment = _phrase_answer(text, match, found[0].start if found else len(text))
         if commitment is None:
             continue
         if found and not _is_side_by_side(text[commitment.end : found[0].start]):
@@ -266,16 +275,22 @@ def _last_phrase(text: str) -> _Commitment | None:
     return _together(found)
 
 
+_BEFORE_THE_NEXT = re.compile(r"[ \t,;]{0,4}\b(?:or|and|also|maybe)?[ \t,]{0,4}\b(?:the|my|another)?[ \t]{0,4}$", re.IGNORECASE)
+
+
 def _is_side_by_side(gap: str) -> bool:
     return len(gap) < 30 and not re.sub(r"(?i)\b(?:the|and|or|also|maybe|final|my|another|possible|answer)\b|[\s.,;:*]", "", gap)
 
 
-def _phrase_answer(text: str, match: re.Match[str]) -> _Commitment | None:
-    """What one `the answer is` announces, if it announces anything."""
+def _phrase_answer(text: str, match: re.Match[str], limit: int) -> _Commitment | None:
+    """What one `the answer is` announces before `limit`, where the next one begins, if it announces anything."""
     before = text[max(0, match.start() - 40) : match.start()]
     if HEDGED.search(before):  # `we check our answer: 17 · 44 = 748`, `if the answer is 5`
         return None
-    payload, _, rest = text[match.end() : match.end() + MAX_ANSWER].partition("\n")
+    announced = text[match.end() : min(match.end() + MAX_ANSWER, limit)]
+    if limit < len(text):
+        announced = _BEFORE_THE_NEXT.sub("", announced)
+    payload, _, rest = announced.partition("\n")
     if not payload.strip(" *_"):  # the answer stands on the next line
         payload = rest.lstrip().partition("\n")[0]
     answer, is_question = _sentence(payload)
@@ -288,11 +303,13 @@ def _phrase_answer(text: str, match: re.Match[str]) -> _Commitment | None:
     answer = _narrowed(answer)
     if is_short(answer) or any(math_segments(answer)) or NUMBER.search(answer):
         end = text.find(answer, match.end()) + len(answer)
-        return _Commitment(match.start(), max(end, match.end()), answer, "final_answer" if match.group("final") else "answer_is")
+        return _Commitment(match.start(), max(end, match.end()), answer, "final_answer" if match.groupdict().get("final") else "answer_is")
     return None
 
 
-def _last_choice(text: str) -> _Commitment | None:
+def _last_choice(text: str, lowered: str) -> _Commitment | None:
+    if not any(trigger in lowered for trigger in CHOICE_TRIGGERS):
+        return None
     match = next(iter(deque(CHOICE_PHRASE.finditer(text), maxlen=1)), None)
     if match is None or HEDGED.search(text[max(0, match.start() - 40) : match.start()]):
         return None
@@ -369,6 +386,9 @@ def _last_math_or_number(text: str) -> ExtractedAnswer:
     last = max(number.end() if number else 0, segment[1] if segment else 0)
     ending = SENTENCE_END.search(text, last)
     if last and "?" in text[last : (ending.end() if ending else len(text))]:  # `Is it 42?`
+        return ExtractedAnswer(None, "none")
+    begins = segment[0] if segment is not None and segment[1] == last else number.start() if number is not None else 0
+    if SUPPOSED.search(text, max(0, begins - 80), begins):
         return ExtractedAnswer(None, "none")
     if segment is not None and segment[2] and (number is None or segment[1] >= number.end()):
         if BEFORE_A_NUMBER.search(text[max(0, segment[0] - 40) : segment[0]]):

@@ -425,15 +425,13 @@ class Parser:
                 value = Call("^", (value, Number(Fraction(2 if text.lower() == "squared" else 3), True)))
             elif text == "_" and isinstance(value, Number):
                 self.position += 1
-                value = Call("base", (Symbol(self._figure_text()), self._argument()))
+                digits = self.tokens[self.position - 2].text
+                value = Call("base", (Symbol(digits), self._number() if self.token.kind == "figure" else self._argument()))
             elif text in ("'", "''") and isinstance(value, Symbol):
                 self.position += 1
                 value = Symbol(value.name + text)
             else:
                 return value
-
-    def _figure_text(self) -> str:
-        return self.tokens[self.position - 2].text
 
     @staticmethod
     def _is_algebraic(value: Expression) -> bool:

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 
 _MARKS = r"[ \t*_)}\]]{0,6}"
-PHRASE = re.compile(
-    rf"\b(?P<final>final[ \t]{{1,4}})?answer{_MARKS}(?::|：|=|is\b|would be\b|must be\b|should be\b|—|->)[ \t*_:]{{0,6}}"
-    r"|^[ \t]{0,4}A:[ \t]{0,4}"
-    r"|(?:\b(?:la |sa )?(?:réponse|solution)(?: finale| correcte)?|\b(?:la |a )?(?:respuesta|resposta|solución|solução)(?: final| correcta| correta)?|\b(?:die |das )?(?:endgültige |richtige )?(?:Antwort|Lösung|Ergebnis|Endergebnis)|\b(?:la )?risposta(?: finale)?)"
-    rf"{_MARKS}(?::|est\b|es\b|é(?!\w)|è(?!\w)|ist\b|lautet\b|beträgt\b)[ \t*_:]{{0,6}}"
-    rf"|(?<!\w)(?:окончательный |правильный )?ответ{_MARKS}(?::|—|–|-|равен|это)[ \t*_:]{{0,6}}"
-    rf"|(?:最终|最後|正确|正確)?(?:答案|答え|正解|结果|結果|답){_MARKS}(?:是|为|為|等于|应为|应该是|は|：|:|은|는)[ \t*_:：]{{0,6}}|^[ \t]{{0,4}}答[:：][ \t]{{0,4}}",
-    re.IGNORECASE | re.MULTILINE,
+_GAP = r"[ \t*_:：]{0,6}"
+PHRASES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
+    (
+        ("answer",),
+        re.compile(
+            rf"(?<![A-Za-z])(?P<final>final[ \t]{{1,4}})?answer{_MARKS}(?::|：|=|is\b|would be\b|must be\b|should be\b|—|->){_GAP}",
+            re.IGNORECASE,
+        ),
+    ),
+    (("a:",), re.compile(r"^[ \t]{0,4}A:[ \t]{0,4}", re.MULTILINE | re.IGNORECASE)),
+    (
+        ("réponse", "respuesta", "resposta", "solución", "solução", "antwort", "lösung", "ergebnis", "risposta"),
+        re.compile(
+            r"\b(?P<final>endgültige )?(?:réponse|respuesta|resposta|solución|solução|Antwort|Lösung|Ergebnis|Endergebnis|risposta)(?: finale?| correct[ae]| correta)?"
+            rf"{_MARKS}(?::|est\b|es\b|é(?!\w)|è(?!\w)|ist\b|lautet\b|beträgt\b){_GAP}",
+            re.IGNORECASE,
+        ),
+    ),
+    (("ответ",), re.compile(rf"(?<!\w)(?P<final>окончательный )?ответ{_MARKS}(?::|—|–|-|равен|это){_GAP}", re.IGNORECASE)),
+    (
+        ("答", "正解", "结果", "結果", "답"),
+        re.compile(
+            rf"(?P<final>最终|最後)?(?:答案|答え|正解|结果|結果|정?답){_MARKS}(?:是|为|為|等于|应为|应该是|は|：|:|은|는){_GAP}|^[ \t]{{0,4}}答[:：][ \t]{{0,4}}",
+            re.MULTILINE,
+        ),
+    ),
 )
+"""What announces an answer, for each group of languages; a pattern is tried only where one of its words stands in the lower-cased text."""
+
+
+def announcements(text: str, lowered: str, limit: int) -> list[re.Match[str]]:
+    """The last announcements of an answer, in their order."""
+    found: list[re.Match[str]] = []
+    for triggers, pattern in PHRASES:
+        if any(trigger in lowered for trigger in triggers):
+            found += deque(pattern.finditer(text), maxlen=limit)
+    return sorted(found, key=lambda match: match.start())[-limit:]
+
+
+CHOICE_TRIGGERS = ("option", "choice", "选", "選", "opción", "opção", "вариант")
 CHOICE_PHRASE = re.compile(
     r"(?:\b(?:correct|right|best|final)?[ \t]{0,2}(?:option|choice)[ \t*_]{0,4}(?:is\b|:|=)[ \t*_:]{0,6}|\b(?:option|choice)[ \t]{1,3}(?=\(?[A-J]\)?[ \t]{1,3}is[ \t]{1,3}(?:the[ \t]{1,3})?(?:correct|right))"
     r"|(?:因此|所以|故|应|答案)?[选選](?:择|擇|项|項)?(?:是|为|：|:)?[ \t]{0,4}|(?:正确|正確)?(?:选项|選項)(?:是|为|：|:)[ \t]{0,4}|\b(?:opción|opção|option|вариант|Option)(?: correcta| correta)?[ \t]{0,2}(?:es|é|est|ist|:)[ \t]{0,4})"
@@ -47,6 +79,7 @@ REFUSAL = re.compile(
     r"\b(?:i (?:really )?(?:don't|do not|can't|cannot|can not|am not able to|am unable to) (?:know|solve|answer|determine|figure|compute|say|tell)|no idea|i give up|unable to (?:solve|determine|answer)|cannot be determined|not sure)\b|我不知道|无法(?:确定|解答|回答)",
     re.IGNORECASE,
 )
+SUPPOSED = re.compile(r"\b(?:if|whether|suppose|assume|assuming)\b(?:(?!\bthen\b|[.!?,;\n]).){0,70}$", re.IGNORECASE)
 DOUBTED = re.compile(r"\b(?:maybe|perhaps|not sure|i guess|possibly)\b|[?？]\s*$|可能|也许", re.IGNORECASE)
 BEFORE_A_NUMBER = re.compile(
     r"(?:\b(?:not|isn't|never|neither|nor|nicht|non|no es|não é|at least|at most|more than|less than|greater than|fewer than|smaller than|larger than|no more than|no less than|under|over|above|below|up to|nearly|almost|minus|negative|either|maybe|perhaps|half of|twice|double|square root of|sqrt|ln|log|sin|cos|tan)"

@@ -24,7 +24,7 @@ from trl_reasoning_distill.verification.answers import (
     Statement,
     Text,
 )
-from trl_reasoning_distill.verification.classification import NotAnAnswer, classify
+from trl_reasoning_distill.verification.classification import SENSELESS, NotAnAnswer, classify
 from trl_reasoning_distill.verification.expressions import Expression, Measure, Number, tokenize
 from trl_reasoning_distill.verification.parsing import LeftOver, Parser
 from trl_reasoning_distill.verification.typography import normalize
@@ -75,13 +75,15 @@ class Reading:
 
     Attributes:
         answers: Its readings, the likeliest first; empty if it could not be read whole.
-        left_over: What could not be read.
+        left_over: What could not be read; or, where all was read but makes no answer (`5 = 6`), why.
         text: The answer in one writing.
+        is_senseless: All of it was read, and it makes no answer.
     """
 
     answers: tuple[Answer, ...]
     left_over: str = ""
     text: str = ""
+    is_senseless: bool = False
 
     @property
     def needs_calculus(self) -> bool:
@@ -132,7 +134,7 @@ def _read(text: str) -> Reading:
         if words is not None:
             found.append(words)
             left_over = "" if len(found) == 1 else left_over
-    return Reading(tuple(dict.fromkeys(found)), "" if found else left_over, text)
+    return Reading(tuple(dict.fromkeys(found)), "" if found else left_over, text, is_senseless=not found and left_over in SENSELESS)
 
 
 def _trim(text: str) -> str:

@@ -42,9 +42,10 @@ _FONT_WORD = re.compile(_FONTS.pattern + r"\{([^{}\\]*[A-Za-z]{2,}[^{}\\]*)\}")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|emph|mbox|hbox)(?![A-Za-z]) ?\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _MATH_MARKS = re.compile(r"\\[()\[\]](?![A-Za-z])|(?<!\\)\${2}|\\\\(?=[()\[\]])")
-_MATH_DOLLARS = re.compile(r"(?<!\\)\$([^$]*?)(?<!\\)\$")
+_MATH_DOLLARS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])*)\$")
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?")
-_THIN_GROUP = re.compile(r"(?<=\d)(?:,? ?\\[!,] ?| ?\{ ?, ?\} ?|\{ \})(?=\d{3}(?!\d))")
+_THIN_GROUP = re.compile(r"(?<=\d)(?:,? ?(?:\\, ?)?\\! ?|\\,| ?\{ ?, ?\} ?|\{ \})(?=\d{3}(?!\d))")
+_GLUED = re.compile(r"(?<=[\d)}$])(or|and)(?=[A-Z(\\\d$-])")
 _EMPHASIS = re.compile(r"\*\*(?=\S)(.*?\S)\*\*|__(?=\S)(.*?\S)__")
 
 
@@ -80,7 +81,7 @@ def normalize(text: str) -> str:
 
     A separator that only LaTeX sets (`10,\!080`, `1{,}234`, `1\,234`) joins its digits: it can part nothing.
     """
-    text = unicode_to_ascii(text)
+    text = _GLUED.sub(r" \1 ", unicode_to_ascii(text))
     if "\\" not in text and "$" not in text and "*" not in text and "{" not in text:
         return " ".join(text.split())
     if "\\begin" in text:

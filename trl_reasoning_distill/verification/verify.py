@@ -24,7 +24,7 @@ from trl_reasoning_distill.data.schema import Verdict
 from trl_reasoning_distill.verification.answers import Answer, Plain, Text
 from trl_reasoning_distill.verification.comparison import DEFAULT_TOLERANCE, Rules, compare, similarity
 from trl_reasoning_distill.verification.expressions import Number, Symbol, Call, variables, walk
-from trl_reasoning_distill.verification.extract import MAX_ANSWER, ExtractedAnswer, extract_answer
+from trl_reasoning_distill.verification.extract import MAX_ANSWER, ExtractedAnswer, extract_answer, unescaped
 from trl_reasoning_distill.verification.pool import Comparison, shared_pool
 from trl_reasoning_distill.verification.reading import Reading, read
 from trl_reasoning_distill.verification.typography import normalize
@@ -186,6 +186,8 @@ def _compare(
     if not gold.answers:
         return "undecided", "none", f"the gold answer could not be read whole: {gold.left_over!r:.40} was left over"
     if not reading.answers:
+        if reading.is_senseless:
+            return "incorrect", "none", f"{answer_text!r:.80} makes no answer: {reading.left_over}"
         if _is_impossible(gold, reading):
             return "incorrect", "none", f"{answer_text!r:.80} holds nothing like {gold_text!r:.80}"
         return "undecided", "none", f"{answer_text!r:.80} could not be read whole: {reading.left_over!r:.40} was left over"
@@ -261,9 +263,11 @@ def _canonical(text: str) -> str:
 
 def _gold_answer(gold: str) -> str:
     """A gold answer as it stands; a whole solution is read like a model's output."""
+    gold = unescaped(gold)
     if "####" in gold or len(gold) > MAX_ANSWER or last_boxed(gold) is not None:
         return extract_answer(gold).answer or gold.strip()
-    return gold.strip()
+    _, cut_box, rest = gold.rpartition("\\boxed{")  # a box that was cut off
+    return (rest if cut_box else gold).strip()
 
 
 def _boxed(answer: str) -> str:
