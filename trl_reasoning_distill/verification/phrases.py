@@ -57,7 +57,7 @@ JUDGEMENT = re.compile(
     re.IGNORECASE,
 )
 HEDGED = re.compile(
-    r"\b(?:(?:check|verify|confirm)(?:ing)? (?:our|the|this|that|my|your)|(?:whether|if|suppose|assume|assuming|unless|until|doubt(?: that)?|guess(?: that)?|think(?: that)?|sure(?: that| if)?|say|says|said|claims?|told me)(?: that)?(?: the| my| your| our)?(?: correct| final)?)[ \t]{1,3}(?:the |my |your )?$|(?:如果|是否|假设|不知道)[^。\n]{0,12}$",
+    r"\b(?:(?:check|verify|confirm)(?:ing)? (?:our|the|this|that|my|your)|(?:whether|if|suppose|assume|assuming|unless|until|doubt(?: that)?|guess(?: that)?|think(?: that)?|sure(?: that| if)?|say|says|said|claims?|told me)(?: that)?(?: the| my| your| our)?(?: correct| final)?)[ \t]{1,3}(?:the |my |your )?\Z|(?:如果|是否|假设|不知道)[^。\n]{0,12}\Z",
     re.IGNORECASE,
 )
 REJECTED = re.compile(r"(?:is |was )?(?:wrong|incorrect|not right|not correct)\b|(?:that|this) is (?:wrong|incorrect|not)", re.IGNORECASE)
@@ -79,12 +79,12 @@ REFUSAL = re.compile(
     r"\b(?:i (?:really )?(?:don't|do not|can't|cannot|can not|am not able to|am unable to) (?:know|solve|answer|determine|figure|compute|say|tell)|no idea|i give up|unable to (?:solve|determine|answer)|cannot be determined|not sure)\b|我不知道|无法(?:确定|解答|回答)",
     re.IGNORECASE,
 )
-SUPPOSED = re.compile(r"\b(?:if|whether|suppose|assume|assuming)\b(?:(?!\bthen\b|[.!?,;\n]).){0,70}$", re.IGNORECASE)
+SUPPOSED = re.compile(r"\b(?:if|whether|suppose|assume|assuming)\b(?:(?!\bthen\b|[.!?,;\n]).){0,70}\Z", re.IGNORECASE)
 DOUBTED = re.compile(r"\b(?:maybe|perhaps|not sure|i guess|possibly)\b|[?？]\s*$|可能|也许", re.IGNORECASE)
 BEFORE_A_NUMBER = re.compile(
     r"(?:\b(?:not|isn't|never|neither|nor|nicht|non|no es|não é|at least|at most|more than|less than|greater than|fewer than|smaller than|larger than|no more than|no less than|under|over|above|below|up to|nearly|almost|minus|negative|either|maybe|perhaps|half of|twice|double|square root of|sqrt|ln|log|sin|cos|tan)"
-    r"|不是|不等于|至少|至多|大于|小于|超过|не|[<>≤≥≠!√]=?|\\(?:ne|le|ge|neq|leq|geq|sqrt))(?: equal to)?[ ]{0,2}$"
-    r"|(?:(?<![\w.,])-?[\d.,]{1,20} ?(?:or|oder|ou|или|或|或者|to|and|[:×^*/])[ ]{0,2}$)",
+    r"|不是|不等于|至少|至多|大于|小于|超过|не|[<>≤≥≠!√]=?|\\(?:ne|le|ge|neq|leq|geq|sqrt))(?: equal to)?[ ]{0,2}\Z"
+    r"|(?:(?<![\w.,])-?[\d.,]{1,20} ?(?:or|oder|ou|или|或|或者|to|and|[:×^*/])[ ]{0,2}\Z)",
     re.IGNORECASE,
 )
 """Words before a number that change what it says, or another number that is its alternative."""

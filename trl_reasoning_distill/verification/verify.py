@@ -23,7 +23,7 @@ from trl_reasoning_distill.data.formatting import last_boxed
 from trl_reasoning_distill.data.schema import Verdict
 from trl_reasoning_distill.verification.answers import Answer, Plain, Text
 from trl_reasoning_distill.verification.comparison import DEFAULT_TOLERANCE, Rules, compare, similarity
-from trl_reasoning_distill.verification.expressions import Number, Symbol, Call, variables, walk
+from trl_reasoning_distill.verification.expressions import Call, Number, Symbol
 from trl_reasoning_distill.verification.extract import MAX_ANSWER, ExtractedAnswer, extract_answer, unescaped
 from trl_reasoning_distill.verification.pool import Comparison, shared_pool
 from trl_reasoning_distill.verification.reading import Reading, read
@@ -226,12 +226,14 @@ def _method(left: Answer, right: Answer) -> str:
 
 def _has_algebra(answer: object) -> bool:
     """Whether an answer holds more than rational numbers."""
+    if isinstance(answer, Call) and answer.name in ("matrix", "row"):
+        return any(map(_has_algebra, answer.args))
     if isinstance(answer, Number | Symbol | Call):
-        return bool(variables(answer)) or any(isinstance(n, Call) and n.name not in "+-*/%negrowmatrix" or isinstance(n, Symbol) for n in walk(answer))
+        return exact_value(answer) is None
     if isinstance(answer, tuple):
         return any(map(_has_algebra, answer))
-    fields = getattr(answer, "__dataclass_fields__", None)
-    return bool(fields) and any(_has_algebra(getattr(answer, name)) for name in fields if name in ("value", "parts", "terms", "sides"))
+    fields = getattr(answer, "__dataclass_fields__", {})
+    return any(_has_algebra(getattr(answer, name)) for name in ("value", "parts", "terms") if name in fields)
 
 
 def _compare_texts(gold: Reading, reading: Reading, outcome: bool, rules: Rules) -> tuple[Literal["correct", "incorrect"], str, str]:
