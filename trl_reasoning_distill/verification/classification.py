@@ -60,7 +60,7 @@ def classify(expression: Expression) -> Answer:
     if isinstance(expression, Measure):
         return _measure(expression)
     name, args = expression.name, expression.args
-    if name in ("list", "or"):
+    if name in ("list", "or", "mixed"):
         return _list(args, name)
     if name.startswith("chain:"):
         return _chain(args, name.removeprefix("chain:").split())
@@ -89,11 +89,11 @@ def _value(expression: Expression) -> Answer:
     return Plain(expression)
 
 
-_STRUCTURES = frozenset({"list", "or", "{}", "()", "(]", "[)", "[]", "cup", "cap", "minus", "builder", "congruent", "base", "ratio"})
+_STRUCTURES = frozenset({"list", "or", "mixed", "{}", "()", "(]", "[)", "[]", "cup", "cap", "minus", "builder", "congruent", "base", "ratio"})
 
 
 SENSELESS = frozenset({
-    "brackets or a unit inside a sum", "a unit behind what is no number", "too many signs", "some values have no name", "an element of what is no set", "its sides are not equal",
+    "brackets or a unit inside a sum", "a unit behind what is no number", "too many signs", "several answers", "an element that is no name", "some values have no name", "an element of what is no set", "its sides are not equal",
     "an inequality between what are no numbers", "an equation between what are no numbers", "relations that do not go together", "no base of numerals",
 })  # fmt: skip
 """Why an expression that was read whole makes no answer."""
@@ -139,6 +139,11 @@ def _list(args: Sequence[Expression], name: str) -> Answer:
         values = tuple(part for arg, part in zip(args, parts, strict=True) if arg not in conditions)
         return Family(values, tuple(conditions))
     if all(isinstance(part, Relation | Region) for part in flat):
+        nameless = [isinstance(part, Region) and not part.subject and part.operation != "and" for part in flat]
+        if all(nameless):
+            return Several(tuple(flat))
+        if name == "mixed" or any(nameless):
+            return _refuse("several answers")
         return Region("cup" if name == "or" else "and", tuple(flat))
     if isinstance(flat[0], Assignment) and all(isinstance(part, Assignment | Plain | Bracketed) for part in flat):
         return _named(flat)
@@ -176,7 +181,8 @@ def _chain(sides: Sequence[Expression], relations: Sequence[str]) -> Answer:
         region = classify(sides[1])
         if not isinstance(region, Region | Bracketed | Several | Statement):
             return _refuse("an element of what is no set")
-        return Region(relations[0], (region,), name_of(sides[0]) or "?")
+        subject = name_of(sides[0])
+        return Region(relations[0], (region,), subject) if subject else _refuse("an element that is no name")
     if set(relations) <= {"<", ">", "<=", ">=", "!="}:
         for side in sides:
             if not isinstance(_plain(side), Plain):

@@ -295,6 +295,8 @@ def _compare_bracketed(gold: Bracketed, answer: Answer, rules: Rules) -> Outcome
     if entries is not None:
         return gold.brackets in ("()", "[]", "<>") and _in_order(gold.parts, [Plain(entry) for entry in entries], rules)
     match answer:
+        case Plain(Call("matrix")):
+            return _vector_equal(answer, gold, rules)
         case Bracketed(brackets, parts):
             if len(gold.parts) != len(parts):
                 return False
@@ -420,14 +422,14 @@ def _is_solved(solved: tuple[Expression, Expression], difference: Expression, ot
 
 
 def _compare_region(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
-    from trl_reasoning_distill.verification.regions import region_of, regions_equal, subject_of
+    from trl_reasoning_distill.verification.regions import region_of, regions_equal, subjects_of
 
     if isinstance(answer, Plain | Quantity | Percentage | Text | Choice | Ratio):
         return False
-    subjects = {subject for side in (gold, answer) if (subject := subject_of(side))}
+    subjects = subjects_of(gold), subjects_of(answer)
     left, right = region_of(gold), region_of(answer)
     if left is not None and right is not None:
-        if len(subjects) > 1 and "?" not in subjects:
+        if all(subjects) and subjects[0] != subjects[1]:
             return False
         return regions_equal(left, right, rules.tolerance)
     if isinstance(gold, Relation) and isinstance(answer, Relation):

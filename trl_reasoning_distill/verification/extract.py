@@ -212,13 +212,20 @@ def _last_hash(text: str) -> _Commitment | None:
     """The last `####` with an answer; lines that follow each other and differ are several."""
     found: list[_Commitment] = []
     text_end = len(text.rstrip())
+    is_answer = False
     for match in _HASH.finditer(text):
         answer = _clean(match.group(1))
-        is_last_line = match.end() >= text_end
-        if answer and (is_last_line or (NUMBER.match(answer) and not _HEADING.match(answer))):
-            side_by_side = found and not text[found[-1].end : match.start()].strip()
-            found = [*found[-_MAX_PHRASES:], _Commitment(match.start(), match.end(), answer, "hash")] if side_by_side else [_Commitment(match.start(), match.end(), answer, "hash")]
-    return _together(found)
+        if not answer:
+            continue
+        commits = match.end() >= text_end or (NUMBER.match(answer) and not _HEADING.match(answer))
+        is_side_by_side = bool(found) and not text[found[-1].end : match.start()].strip()
+        commitment = _Commitment(match.start(), match.end(), answer, "hash")
+        if is_side_by_side and not _HEADING.match(found[-1].answer) and is_short(found[-1].answer):
+            found = [*found[-_MAX_PHRASES:], commitment]
+            is_answer = is_answer or bool(commits)
+        elif commits or not is_answer:
+            found, is_answer = [commitment], bool(commits)
+    return _together(found) if is_answer else None
 
 
 def _together(found: list[_Commitment]) -> _Commitment | None:
@@ -401,9 +408,14 @@ def _last_math_or_number(text: str) -> ExtractedAnswer:
 
 def _number_phrase(text: str, number: re.Match[str]) -> str:
     """A number with what belongs to it: `not 5`, `5 or 6`, `20 percent`, `5!`, `2 dozen`."""
-    before = BEFORE_A_NUMBER.search(text[max(0, number.start() - 40) : number.start()])
+    start = number.start()
+    for _ in range(4):  # `not 5 or 6`
+        before = BEFORE_A_NUMBER.search(text[max(0, start - 40) : start])
+        if before is None:
+            break
+        start -= len(before[0])
     behind = BEHIND_A_NUMBER.match(text, number.end())
-    return ((before[0] if before else "") + number.group() + (behind[0] if behind else "")).strip()
+    return text[start : behind.end() if behind else number.end()].strip()
 
 
 def _sentence(text: str) -> tuple[str, bool]:

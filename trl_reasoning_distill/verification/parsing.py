@@ -60,7 +60,6 @@ class Parser:
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self.tokens, self.position, self.depth = list(tokens), 0, 0
-        self.alternatives = 0  # how often a separator was "or"
 
     @property
     def token(self) -> Token:
@@ -99,37 +98,41 @@ class Parser:
         """Groups of items; one item by itself is itself."""
         groups: list[tuple[Expression, ...]] = []
         while True:
-            groups.append(self._group())
+            items, name = self._group()
+            groups.append(items)
             if not self.take(";"):
                 break
             if self.token.kind == "end" or self.token.text in closing:
                 break
         if len(groups) == 1:
-            name = "or" if self.alternatives and not closing else "list"
             return groups[0][0] if len(groups[0]) == 1 else Call(name, groups[0])
         if all(len(group) == 1 for group in groups):
             return Call("list", tuple(group[0] for group in groups))
         return Call("list", tuple(Call("list", group) if len(group) > 1 else group[0] for group in groups))
 
-    def _group(self) -> tuple[Expression, ...]:
-        items = [self.item()]
-        while self._separator():
+    def _group(self) -> tuple[tuple[Expression, ...], str]:
+        """Items, and what they make: alternatives (`or`), a list, or, where a comma follows an `or`, neither (`mixed`)."""
+        items, separators = [self.item()], []
+        while (separator := self._separator()) is not None:
+            separators.append(separator)
             items.append(self.item())
-        return tuple(items)
+        if "or" not in separators:
+            return tuple(items), "list"
+        return tuple(items), "or" if separators == sorted(separators) else "mixed"
 
-    def _separator(self) -> bool:
+    def _separator(self) -> str | None:
+        """`","` or `"or"`, with the token behind it next; `None` if no other item follows."""
         start = self.position
         alternatives = 0
         while self.token.kind != "end" and (self.token.text == "," or self._is_conjunction()):
             alternatives += self.token.text.lower() in ALTERNATIVES
             self.position += 1
         if self.position == start:
-            return False
-        self.alternatives += alternatives
+            return None
         if self.token.kind == "end":
             self.position = start
-            return False
-        return True
+            return None
+        return "or" if alternatives else ","
 
     def _is_conjunction(self, token: Token | None = None) -> bool:
         token = token or self.token
@@ -165,7 +168,7 @@ class Parser:
         self.take(",")
         bracketed = self.take("(")
         if self.take("\\pmod", "\\mod", "mod"):
-            modulus = self._argument()
+            modulus = self.sum() if bracketed else self._argument()
             if bracketed:
                 self.expect(")")
             return modulus
@@ -382,7 +385,7 @@ class Parser:
         if token.kind == "figure":
             return isinstance(left, Number) and token.is_spaced and self.ahead().text == "/"
         if token.kind == "bracket":
-            return token.text in "([{"
+            return token.text in "([{" and self.ahead().text != "mod"
         if token.kind == "run":
             if self._is_conjunction(token) or (self._is_constant(left) and self._unit_here(left) is not None):
                 return False
@@ -425,8 +428,7 @@ class Parser:
                 value = Call("^", (value, Number(Fraction(2 if text.lower() == "squared" else 3), True)))
             elif text == "_" and isinstance(value, Number):
                 self.position += 1
-                digits = self.tokens[self.position - 2].text
-                value = Call("base", (Symbol(digits), self._number() if self.token.kind == "figure" else self._argument()))
+                value = Call("base", (Symbol(str(value.value)), self._number() if self.token.kind == "figure" else self._argument()))
             elif text in ("'", "''") and isinstance(value, Symbol):
                 self.position += 1
                 value = Symbol(value.name + text)
@@ -582,10 +584,10 @@ class Parser:
         if closing not in matching:
             raise LeftOver(self.token)
         self.position += 1
-        parts = content.args if isinstance(content, Call) and content.name in ("list", "or") else (content,)
+        parts = content.args if isinstance(content, Call) and content.name in ("list", "or", "mixed") else (content,)
         if opening == "{":
             return content
-        if opening == "(" and closing == ")" and len(parts) == 1:
+        if len(parts) == 1 and (opening == "(" or isinstance(content, Call) and content.name == "matrix") and closing == OPENING[opening]:
             return content
         if opening == "[" and closing == "]" and len(parts) == 1 and not (isinstance(content, Call) and content.name in ("[]", "()", "(]", "[)")):
             return Call("[]", parts)
@@ -651,7 +653,7 @@ class Parser:
         self.expect("(")
         content = self.answer(CLOSING)
         self.expect(")")
-        return content.args if isinstance(content, Call) and content.name in ("list", "or") else (content,)
+        return content.args if isinstance(content, Call) and content.name in ("list", "or", "mixed") else (content,)
 
     def _function(self, name: str) -> Expression:
         """A function's power and base, and its argument: brackets, or the factors up to a sign or another function."""

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from trl_reasoning_distill.verification.answers import (
     Answer,
+    BaseNumeral,
     Choice,
     Moment,
     Percentage,
@@ -33,6 +34,7 @@ from trl_reasoning_distill.verification.vocabulary import (
     BOUNDS_AFTER,
     LEAD_IN,
     MONTHS,
+    NEGATED,
     STATEMENTS,
     TRAIL,
     UNSURE,
@@ -65,6 +67,7 @@ _DATES = [
 _WEEKDAY = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)day,? ", re.IGNORECASE)
 _CLOCK = re.compile(_TIME, re.IGNORECASE)
 _TO_RATIO = re.compile(r"(\d+(?:\.\d+)?)((?: to \d+(?:\.\d+)?)+)")
+_IN_BASE = re.compile(r"\(?(\d[\dA-Z]*|[A-F][\dA-F]+)\)?(?: ?_ ?\{? ?\"?(\d{1,2})\"? ?\}?|,? ?\(?(?:in )?base[- ](\d{1,2})\)?)")
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _CALCULUS = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|partial)(?![A-Za-z])|\\frac ?\{d[^{}]{0,20}\}\{d[a-z]")
 
@@ -123,7 +126,11 @@ def _read(text: str) -> Reading:
         found.append(Statement(statement))
     found += _choices(text)
     found += _moments(text)
-    left_over = ""
+    in_base = _IN_BASE.fullmatch(text)
+    if in_base is not None and 2 <= int(in_base[2] or in_base[3]) <= 36:
+        return Reading((BaseNumeral(in_base[1], int(in_base[2] or in_base[3])),), text=text)
+    if _CALCULUS.search(text):
+        return Reading((), "a sum, an integral, a limit or a derivative", text)
     mathematics, left_over = _mathematics(text)
     found += mathematics
     if not found:
@@ -155,6 +162,9 @@ def _trim(text: str) -> str:
 def _mathematics(text: str) -> tuple[list[Answer], str]:
     """The grammar's readings: a comma between digits belongs to a number, or parts two."""
     found: list[Answer] = []
+    negation = NEGATED.search(text)
+    if negation is not None:
+        return [], negation[0]
     figures = words_to_figures(text)
     ratio = _TO_RATIO.fullmatch(figures)
     if ratio is not None:
@@ -280,6 +290,8 @@ def _words(text: str) -> Text | None:
     if any(character.isdigit() or character in "\\^_=<>{}+*/|$%&#@" for character in bare):
         return None
     words = [word.lower() for word in _WORD.findall(bare)]
+    if bare.count("(") != bare.count(")") or bare.count("[") != bare.count("]"):
+        return None
     if not words or len(words) > _MAX_TEXT_WORDS:
         return None
     while len(words) > 1 and words[0] in ("a", "an", "the", "it", "is", "le", "la", "les", "der", "die", "das", "el", "los", "las", "o", "os", "as"):

@@ -41,19 +41,20 @@ class Interval:
 Intervals = tuple[Interval, ...]
 
 
-def subject_of(answer: Answer) -> str | None:
-    """The unknown that a relation or region is about; `None` if it names none."""
+def subjects_of(answer: Answer) -> set[str]:
+    """The unknowns that a relation or region is about."""
     match answer:
         case Region(_, parts, subject):
-            return subject or next((found for part in parts if (found := subject_of(part))), None)
+            return {name for part in parts for name in subjects_of(part)} | ({subject} - {""})
         case Relation(sides, _):
-            names = {name for side in sides if side is not None for name in variables(side)}
-            return names.pop() if len(names) == 1 else None
-    return None
+            return {name for side in sides if side is not None for name in variables(side)}
+    return set()
 
 
 def region_of(answer: Answer) -> Intervals | None:
     """The real numbers that an answer describes, as intervals from left to right; `None` if it describes none, or none that is found here."""
+    if len(subjects_of(answer)) > 1:
+        return None
     try:
         found = _region(answer)
     except UnknownValue:
@@ -264,4 +265,4 @@ def regions_equal(left: Intervals, right: Intervals, tolerance: float) -> bool:
     return True
 
 
-__all__ = ["Interval", "Number", "region_of", "regions_equal", "subject_of"]
+__all__ = ["Interval", "Number", "region_of", "regions_equal", "subjects_of"]

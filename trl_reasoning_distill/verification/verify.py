@@ -34,8 +34,8 @@ RESEMBLES = 80.0
 """Similarity, of 100, from which a wrong word is reported as a near miss."""
 _MAX_WORKERS = 4
 _INTEGER = re.compile(r"-?[0-9]{1,300}")
-_DIGITS = 6
-"""Decimals to which math-verify rounds what it compares."""
+_DIGITS, _ROUNDED_DIGITS = 15, 6
+"""Decimals to which math-verify rounds what it compares, and where one side is written with decimals."""
 
 
 def verify_answer(
@@ -173,7 +173,8 @@ def _decide(output: str, gold: str | None, rules: Rules) -> Verdict | _Pending:
         gold_answer = extract_answer(gold_answer).answer or gold_answer
         gold_reading = read(gold_answer)
     if gold_reading.needs_calculus or (reading.needs_calculus and gold_reading.answers):
-        return _Pending(Comparison(((_boxed(gold_answer), _boxed(answer)),), _DIGITS), extracted)
+        digits = _ROUNDED_DIGITS if "." in gold_answer + answer else _DIGITS
+        return _Pending(Comparison(((_boxed(gold_answer), _boxed(answer)),), digits), extracted)
     return verdict(*_compare(reading, gold_reading, answer, gold_answer, rules))
 
 

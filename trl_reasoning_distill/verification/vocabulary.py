@@ -232,6 +232,8 @@ BOUNDS_AFTER = [
     for words, relation in (("or more|or greater|or above|or higher|at least|and above|and up|oder mehr|ou plus|o más|или более|以上|及以上", ">="), ("or less|or fewer|or below|or lower|at most|oder weniger|ou moins|o menos|или менее|以下|及以下", "<="))
 ]
 
+NEGATED = re.compile(r"(?<![\\\w])(?:not|never|nor|neither|cannot|(?:is|are|was|do|does|did|ca|wo)n't)(?!\w)", re.IGNORECASE)
+"""What the grammar never reads past; `not 5` by itself is a relation (see `BOUNDS`)."""
 UNSURE = re.compile(r"\b(?:maybe|perhaps|possibly|either|neither|nor|might be|could be|not sure|unsure|probably|almost|nearly|presque|fast|beinahe|casi|quase|почти|vielleicht|peut-être|quizás|talvez|возможно)\b|可能|也许|几乎|或许|\?$", re.IGNORECASE)
 """Words that keep an answer from being one."""
 
@@ -242,7 +244,7 @@ _HEADS = (
     r"cost|price|time|speed|average|mean|difference|product|quotient|remainder|ratio|line|equation|expression|function|matrix|vector|set|interval|point|angle|width|height|perimeter|radius|age|weight|amount|percentage|degree|"
     r"réponse|résultat|antwort|lösung|ergebnis|respuesta|solución|resultado|resposta|solução|ответ|результат|答案|结果|答|解|答え|正解)"
 )
-_COPULA = r"(?:is|are|was|equals|will be|would be|must be|should be|be|comes to|=|:|est|sont|vaut|ist|lautet|beträgt|sind|es|son|é|são|равен|равна|равно|—|-(?= )|是|为|為|等于|は)"
+_COPULA = r"(?:(?:is|are|was|equals|will be|would be|must be|should be|be|comes to|est|sont|vaut|ist|lautet|beträgt|sind|es|son|é|são)\b|=|:|равен|равна|равно|—|-(?= )|是|为|為|等于|は)"
 LEAD_IN = re.compile(
     rf"(?:{_ADVERBS}[ ,:]*)*(?:"
     rf"(?:{_ARTICLES} )?{_HEADS}(?: \(?[a-z]\)?)?(?: (?:of|for|to|in) (?:the |this |our )?[a-z ]{{1,40}}?)? ?{_COPULA}+[ :]*"
