@@ -106,7 +106,7 @@ def test_calibration_is_the_chance_that_the_right_answer_is_the_likelier_one() -
 
 
 def test_a_time_out_is_counted_by_itself() -> None:
-    late = row("a", 0, "7", status="undecided", method="none", reason="no result within 2 s")
+    late = row("a", 0, "7", status="undecided", method="none", reason="no result within 2 s", timed_out=True)
     crash = row("b", 0, "7", status="undecided", method="none", reason="the worker died")
     metrics = summarize([late, crash, row("c", 0, "7")])
     assert (metrics["undecided"], metrics["timed_out"]) == (2, 1)

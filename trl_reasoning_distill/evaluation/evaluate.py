@@ -35,7 +35,6 @@ from trl_reasoning_distill.teacher.engines import (
     sample_seed,
 )
 from trl_reasoning_distill.teacher.processes import launch_state
-from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answers
 
 PREDICTIONS_NAME = "predictions.jsonl"
@@ -197,7 +196,6 @@ def _judge(
     )
     rows = []
     for (problem, sample, request, output), verdict in zip(answers, verdicts, strict=True):
-        extracted = extract_answer(output.text)
         rows.append(
             {
                 "model": name,
@@ -210,9 +208,8 @@ def _judge(
                 "reference_steps": count_steps(problem.solution) if problem.solution else None,
                 "prompt": request.messages,
                 "output": output.text,
-                "answer": extracted.answer,
-                "rule": extracted.rule,
-                **verdict.to_row(),
+                "answer": verdict.extracted,
+                **{column: value for column, value in verdict.to_row().items() if column != "extracted"},
                 "finish_reason": output.finish_reason,
                 "num_tokens": output.num_tokens,
                 "prompt_tokens": output.prompt_tokens,

@@ -52,12 +52,14 @@ def make_reply(name: str, output: GenerationOutput, response_format: ReasoningFo
     if not text:  # nothing that its format calls an answer: show what there is
         reasoning, text = ("", output.text) if not reasoning else (reasoning, "")
     cut = ", cut at the token limit" if output.finish_reason == "length" else ""
+    verdict = verify_answer(output.text, gold) if gold is not None else None
+    answer = extract_answer(output.text).answer if verdict is None else verdict.extracted
     return Reply(
         name=name,
         reasoning=printable(reasoning),
         text=printable(text),
-        answer=printable(extract_answer(output.text).answer or "") or None,
-        verdict=verify_answer(output.text, gold) if gold is not None else None,
+        answer=printable(answer or "") or None,
+        verdict=verdict,
         note=f"{output.num_tokens} tokens, {output.seconds:.1f} s{cut}",
     )
 

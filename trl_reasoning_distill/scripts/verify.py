@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trl_reasoning_distill.data.schema import Trace
 
 _CHUNK = 256
+_EXAMPLES = 5  # of each disagreement between rules
 _PARTIAL, _WHOLE = "verdicts.partial.jsonl", "verdicts.jsonl"
 
 
@@ -109,8 +110,11 @@ def main(args: list[str] | None = None) -> None:
             return
         rows = verify_traces(traces, format_name, options, run.output_dir)
         summary = summarize(rows)
-        write_json(run.output_dir / "summary.json", summary)
+        disagreements = find_disagreements(rows)
+        write_json(run.output_dir / "summary.json", {**summary, "disagreements": disagreements})
         print(describe_summary(summary))
+        for line in describe_disagreements(disagreements):
+            print(line)
         verified = [VerifiedTrace.from_row(row) for row in rows]
         counts = write_selection(verified, selection, format_name, run.output_dir)
         result = (
@@ -148,7 +152,7 @@ def verify_traces(
     Chunk by chunk, the rows are appended to a file in `output_dir`; what stands there already is not verified again.
 
     Returns:
-        The rows of `verdicts.jsonl`: the columns of a `VerifiedTrace`, and `rule`, the rule that found the answer.
+        The rows of `verdicts.jsonl`: the columns of a `VerifiedTrace`.
     """
     from tqdm import tqdm
 
@@ -178,7 +182,6 @@ def _verify_chunk(
     chunk: Sequence[Trace], response_format: ReasoningFormat, options: VerifyArguments
 ) -> list[dict[str, Any]]:
     from trl_reasoning_distill.teacher.selection import VerifiedTrace, is_reasoning_ok
-    from trl_reasoning_distill.verification.extract import extract_answer
     from trl_reasoning_distill.verification.verify import verify_answers
 
     verdicts = verify_answers(
@@ -193,7 +196,7 @@ def _verify_chunk(
     for trace, verdict in zip(chunk, verdicts, strict=True):
         reasoning_ok = is_reasoning_ok(trace.completion, response_format)
         verified = VerifiedTrace(**trace.to_row(), **verdict.to_row(), reasoning_ok=reasoning_ok)
-        rows.append(verified.to_row() | {"rule": extract_answer(trace.completion).rule})
+        rows.append(verified.to_row())
     return rows
 
 
@@ -207,6 +210,41 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str
             for name, count in names.most_common()
         }
     return summary
+
+
+def find_disagreements(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Where two rules find different answers in one trace: for each pair of rules, the one that counted first, how many traces and examples."""
+    from trl_reasoning_distill.verification.extract import rule_answers
+    from trl_reasoning_distill.verification.verify import value_key
+
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        answers = rule_answers(row["completion"])
+        taken = answers.get(row["rule"])
+        for rule, answer in answers.items():
+            if taken is None or rule == row["rule"] or value_key(answer) == value_key(taken):
+                continue
+            kind = found.setdefault(f"{row['rule']}, not {rule}", {"traces": 0, "correct": 0, "examples": []})
+            kind["traces"] += 1
+            kind["correct"] += row["status"] == "correct"
+            if len(kind["examples"]) < _EXAMPLES:
+                example = {name: row[name] for name in ("problem_id", "sample", "status")}
+                kind["examples"].append(example | {"gold": row["answer"], row["rule"]: taken, rule: answer})
+    return dict(sorted(found.items(), key=lambda item: -item[1]["traces"]))
+
+
+def describe_disagreements(disagreements: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines for a reader: each pair of rules with its count and its examples."""
+    lines = []
+    for rules, kind in disagreements.items():
+        lines.append(f"  {rules}: {kind['traces']} traces, {kind['correct']} right")
+        taken, _, other = rules.partition(", not ")
+        for example in kind["examples"]:
+            lines.append(
+                f"    {example['problem_id']}/{example['sample']}: {taken} {example[taken]!r:.60}, {other} {example[other]!r:.60}, "
+                f"gold {example['gold']!r:.60}"
+            )
+    return lines
 
 
 def describe_summary(summary: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:

@@ -40,12 +40,18 @@ class VerifiedTrace(Trace):
         status: `Verdict.status`.
         method: `Verdict.method`.
         reason: `Verdict.reason`.
+        extracted: `Verdict.extracted`.
+        rule: `Verdict.rule`.
+        timed_out: `Verdict.timed_out`.
         reasoning_ok: Whether the completion keeps to its format, with a reasoning that is not blank.
     """
 
     status: VerdictStatus = "undecided"
     method: str = "none"
     reason: str = ""
+    extracted: str | None = None
+    rule: str = ""
+    timed_out: bool = False
     reasoning_ok: bool = False
 
 

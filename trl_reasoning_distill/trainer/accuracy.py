@@ -21,7 +21,6 @@ from trl_reasoning_distill.teacher.engines.base import restore_open_tag
 from trl_reasoning_distill.teacher.engines.transformers import eos_token_ids, generation_mode
 from trl_reasoning_distill.trainer.samples import show_samples
 from trl_reasoning_distill.trainer.trl_bridge import unwrap_model_for_generation
-from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answers
 
 Messages = Sequence[Mapping[str, str]]
@@ -145,7 +144,7 @@ class AccuracyCallback(TrainerCallback):
             _Answered(
                 index=index,
                 text=text,
-                answer=extract_answer(text).answer,
+                answer=verdict.extracted,
                 status=verdict.status,
                 is_truncated=is_truncated,
                 is_well_formed=self.response_format.parse(text).well_formed,

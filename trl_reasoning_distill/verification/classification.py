@@ -67,6 +67,8 @@ def classify(expression: Expression) -> Answer:
     rule = _BY_NAME.get(name)
     if rule is not None:
         return rule(args)
+    if name.startswith("f:") and len(args) > 1 and name[2:].isupper() and len(name) == 3:
+        return Bracketed("()", tuple(map(classify, args)))  # the point P(1, 2)
     if name[0] in "([<" and len(name) == 2:
         return Bracketed(name, tuple(map(classify, args)))
     if name[0] == "{" and len(name) > 2:
@@ -135,6 +137,9 @@ def _list(args: Sequence[Expression], name: str) -> Answer:
     for part in parts:  # `2, 1 \pm \sqrt5` are three values
         flat += part.parts if isinstance(part, Several) and not part.is_set and name != "nested" and not any(isinstance(arg, Call) and arg.name == "list" for arg in args) else [part]
     conditions = [arg for arg, part in zip(args, parts, strict=True) if _is_condition(arg, part)]
+    relations = [part for part in parts if isinstance(part, Relation)]
+    if len(relations) == 1 and len(conditions) == len(parts) - 1 and all(Call("{R}", ()) in getattr(c, "args", ()) for c in conditions):
+        return relations[0]  # `x > 2, x \\in \\mathbb{R}`
     if conditions and len(conditions) < len(parts):
         values = tuple(part for arg, part in zip(args, parts, strict=True) if arg not in conditions)
         return Family(values, tuple(conditions))
@@ -279,6 +284,8 @@ def _base_numeral(args: tuple[Expression, ...]) -> Answer:
 
 def _builder(args: tuple[Expression, ...]) -> Answer:
     """`\\{x \\mid x > 3\\}` is the region of its condition."""
+    if not isinstance(args[0], Symbol) and not (isinstance(args[0], Call) and args[0].name == "chain:in" and args[0].args[1] == Call("{R}", ())):
+        return _refuse("a set by such a condition")
     condition = classify(args[1])
     if isinstance(condition, Relation | Region):
         return Region("and", (condition,))

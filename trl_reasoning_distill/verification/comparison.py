@@ -217,12 +217,13 @@ def _same_amount(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
     if gold.unit == answer.unit or (gold.unit.factor, gold.unit.dimension, gold.unit.offset) == (answer.unit.factor, answer.unit.dimension, answer.unit.offset):
         return numbers_equal(gold.value, answer.value, rules.tolerance)
     names = {gold.unit.name, answer.unit.name}
+    if {gold.unit.dimension, answer.unit.dimension} == {(("deg", 1),), (("rad", 1),)}:
+        sides = [side.value if _is_radian(side) else Call("degree", (side.value,)) for side in (gold, answer)]
+        return numbers_equal(sides[0], sides[1], rules.tolerance)
     if gold.unit.dimension != answer.unit.dimension:
         is_bare_degree = names & {"°"} and names & {"°C", "°F"}
         return bool(is_bare_degree) and numbers_equal(gold.value, answer.value, rules.tolerance)
     sides = [_scaled(side.value, side.unit.factor, side.unit.offset) for side in (gold, answer) if side.unit is not None]
-    if _is_radian(gold) != _is_radian(answer):
-        sides = [Call("degree", (side.value,)) if not _is_radian(side) else side.value for side in (gold, answer)]
     return numbers_equal(sides[0], sides[1], rules.tolerance)
 
 
@@ -470,7 +471,7 @@ def _relations_equal(gold: Relation, answer: Relation, rules: Rules) -> Outcome:
 
 
 def _compare_congruence(gold: Congruence, answer: Answer, rules: Rules) -> Outcome:
-    if not isinstance(answer, Congruence) or not numbers_equal(gold.subject, answer.subject, 0.0) or not numbers_equal(gold.modulus, answer.modulus, 0.0):
+    if not isinstance(answer, Congruence) or not (Symbol("·") in (gold.subject, answer.subject) or numbers_equal(gold.subject, answer.subject, 0.0)) or not numbers_equal(gold.modulus, answer.modulus, 0.0):
         return False
     modulus, residues = exact_value(gold.modulus), [exact_value(side.residue) for side in (gold, answer)]
     if modulus and None not in residues:

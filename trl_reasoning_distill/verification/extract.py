@@ -178,8 +178,21 @@ def is_short(text: str) -> bool:
     return len(_WORD.findall(_TEXT_MACRO.sub(" ", text))) <= 3
 
 
+def rule_answers(text: str) -> dict[str, str]:
+    """What each rule that reads a marker finds by itself, by the rule's name: where two differ, a text commits to two answers."""
+    committed = committed_text(text)
+    if committed is None:
+        return {}
+    return {found.rule: found.answer for found in _marked(unescaped(committed[-_MAX_TAIL:]))}
+
+
 def _last_marked(text: str) -> _Commitment | None:
     """The last answer that a marker announces."""
+    return max(_marked(text), key=lambda found: found.end, default=None)
+
+
+def _marked(text: str) -> list[_Commitment]:
+    """The last answer of each kind of marker."""
     lowered = text.lower()
     finders = (
         ("<answer>", _last_tag),
@@ -188,7 +201,7 @@ def _last_marked(text: str) -> _Commitment | None:
     )
     candidates = [found for trigger, finder in finders if trigger in lowered and (found := finder(text)) is not None]
     candidates += [found for finder in (_last_phrase, _last_choice) if (found := finder(text, lowered)) is not None]
-    return max(candidates, key=lambda candidate: candidate.end) if candidates else None
+    return candidates
 
 
 def _last_tag(text: str) -> _Commitment | None:
@@ -347,7 +360,7 @@ def _narrowed(answer: str) -> str:
 
 def _extract_unmarked(text: str) -> ExtractedAnswer:
     """The weak rules, for a text in which nothing announces the answer."""
-    if len(OPTIONS.findall(text[:MAX_ANSWER])) > 1 or REFUSAL.search(text):
+    if len(OPTIONS.findall(text[:MAX_ANSWER])) > 1 or (REFUSAL.search(text) and NUMBER.search(text)):
         return ExtractedAnswer(None, "none")
     text = _BROKEN_MATH.sub(" ", text)
     whole = _clean(text)

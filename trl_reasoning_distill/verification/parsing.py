@@ -28,11 +28,12 @@ from trl_reasoning_distill.verification.expressions import (
     variables,
     walk,
 )
-from trl_reasoning_distill.verification.units import AMBIGUOUS, CURRENCY_SIGNS, SINGLE_LETTERS, read_unit, unit_named
+from trl_reasoning_distill.verification.units import AMBIGUOUS, CURRENCY_SIGNS, SINGLE_LETTERS, divided, read_unit, unit_named
 from trl_reasoning_distill.verification.vocabulary import (
     ALTERNATIVES,
     CONJUNCTIONS,
     FUNCTIONS,
+    NOT_ALGEBRA,
     NOT_NOUNS,
     NUMBER_SETS,
     OPERATOR_WORDS,
@@ -43,6 +44,7 @@ _MAX_DEPTH = 40
 _END = Token("end", "", False, False, -1)
 _GREEK = frozenset("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega".split())
 _STRUCTURAL = frozenset(f"\\{name}" for name in "end newline hline pmod mod not in notin cup cap setminus le ge ne approx equiv land lor to Rightarrow rangle circ times cdot div pm mp neg int sum prod lim partial iint oint".split())
+_PART_WORDS = {"half": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fifth": 5, "fifths": 5, "tenth": 10}
 _FUNCTION_LETTERS = frozenset("fghFGHPQTVWS")
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "sec", "csc", "cot", "sinh", "cosh", "tanh"})
 
@@ -60,6 +62,7 @@ class Parser:
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self.tokens, self.position, self.depth = list(tokens), 0, 0
+        self.in_braces = False  # of a set, where a colon begins the condition
 
     @property
     def token(self) -> Token:
@@ -148,6 +151,8 @@ class Parser:
             relations.append(relation)
             sides.append(self.side())
         self.depth -= 1
+        if not relations and self._at_modulus():
+            return Call("congruent", (Symbol("·"), sides[0], self._modulus()))
         if not relations:
             return sides[0]
         if relations == ["mod"]:
@@ -164,6 +169,9 @@ class Parser:
             return RELATIONS[text]
         return None
 
+    def _at_modulus(self) -> bool:
+        return self.token.text in ("\\pmod", "\\mod", "mod") or (self.token.text == "(" and self.ahead().text == "mod")
+
     def _modulus(self) -> Expression:
         self.take(",")
         bracketed = self.take("(")
@@ -176,7 +184,7 @@ class Parser:
 
     def side(self) -> Expression:
         terms = [self._sets()]
-        while self.token.text == ":" and self.ahead().kind != "end":
+        while self.token.text == ":" and self.ahead().kind != "end" and not self.in_braces:
             self.position += 1
             terms.append(self._sets())
         return terms[0] if len(terms) == 1 else Call("ratio", tuple(terms))
@@ -229,8 +237,8 @@ class Parser:
         following = read_unit(self.tokens, self.position)
         if following and unit and following[0].dimension == unit.dimension and following[0].factor == unit.factor:
             self.position = following[1]  # `$5 dollars`
-        elif following and self.token.text in ("/", "per"):
-            return None
+        elif self.token.text in ("/", "per") and unit and (rate := read_unit(self.tokens, self.position + 1)):
+            unit, self.position = divided(unit, rate[0]), rate[1]
         value = Call("neg", (value,)) if negative else value
         return Measure(value, unit, self._noun(value))
 
@@ -254,6 +262,8 @@ class Parser:
             found = read_unit(self.tokens, self.position)
             unit = first.unit
             assert unit is not None
+            if found is None and unit.dimension == (("s", 1),) and unit.factor == 3600 and self.token.kind == "end":  # 1h30
+                found = unit_named("min"), self.position  # type: ignore[assignment]
             if found and found[0].dimension == unit.dimension and found[0].factor < unit.factor and not unit.offset:
                 self.position = found[1]
                 scaled = Call("*", (number, Number(found[0].factor / unit.factor)))
@@ -353,9 +363,20 @@ class Parser:
             if text in ("*", "\\times", "\\cdot", "\\bullet"):
                 self.position += 1
                 left = Call("*", (left, self._signed_factor()))
+            elif text == "/" and self._is_constant(left) and self.ahead().kind == "run" and not self._is_algebra(self.ahead()):
+                return left  # `$5/hour`
+            elif text == "of" and isinstance(left, Call) and left.name in ("/", "%"):  # 3/4 of 12
+                self.position += 1
+                left = Call("*", (left, self._factor()))
             elif text in ("/", "\\div"):
                 self.position += 1
                 left = Call("/", (left, self._signed_factor()))
+            elif text.lower() == "choose":
+                self.position += 1
+                left = Call("binom", (left, self._factor()))
+            elif text.lower() in _PART_WORDS and self.ahead().text == "of" and isinstance(left, Number):
+                self.position += 2
+                left = Call("*", (Call("/", (left, Number(Fraction(_PART_WORDS[text.lower()]), True))), self._factor()))
             elif self._begins_factor(left):
                 left = self._juxtaposed(left)
             else:
@@ -401,7 +422,7 @@ class Parser:
             return True
         if token.is_quoted:
             return len(token.text) == 1
-        return token.text.isascii() and len(token.text) <= 3 and token.text.lower() not in NOT_NOUNS
+        return token.text.isascii() and len(token.text) <= 3 and token.text.lower() not in NOT_ALGEBRA
 
     def _factor(self) -> Expression:
         value = self._atom()
@@ -571,7 +592,9 @@ class Parser:
             return Call("{}", ())
         if opening == "(" and self.token.kind == "run" and self.token.text == "mod":
             raise LeftOver(self.token)
+        outside, self.in_braces = self.in_braces, opening == "\\{"
         content = self.answer(CLOSING)
+        self.in_braces = outside
         if opening == "\\{" and self.token.text in ("|", ":"):
             self.position += 1
             conditions = self.answer(CLOSING)
@@ -604,9 +627,14 @@ class Parser:
         if name.lower() in ("pi", "infinity"):
             self.position += 1
             return Symbol("pi" if name.lower() == "pi" else "oo")
-        if name.lower() == "half" and self.ahead().text.lower() == "of":
+        if name.lower() in _PART_WORDS and self.ahead().text.lower() == "of":
             self.position += 2
-            return Call("/", (self._factor(), Number(Fraction(2), True)))
+            return Call("/", (self._factor(), Number(Fraction(_PART_WORDS[name.lower()]), True)))
+        if name.lower() in ("a", "one") and self.ahead().text.lower() in _PART_WORDS and self.ahead(2).text == "of":
+            self.position += 1
+            return self._letters()
+        if name in _GREEK:
+            return self._named(f"\\{name}")
         if name.lower() in ("twice", "double"):
             self.position += 1
             return Call("*", (Number(Fraction(2), True), self._factor()))
@@ -717,7 +745,7 @@ class Parser:
             self.position += 1
             return rule(self)
         if name in _GREEK or name.lower() in _GREEK or name in ("ell", "hbar", "prime"):
-            return self._named(name)
+            return self._named(token.text)
         if token.text in _STRUCTURAL or not token.text[1:].isalpha():
             raise LeftOver(token)
         self.position += 1

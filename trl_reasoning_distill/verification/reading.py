@@ -46,7 +46,7 @@ _MAX_TEXT_WORDS = 60
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,300}")
 _PLAIN_DECIMAL = re.compile(r"[-+]?[0-9]{1,300}\.[0-9]{1,300}")
-_CHOICE = re.compile(r"(?:(?:option|choice|answer|选项?|選|选择|选择题)[ :]*)?[(\[]?([A-Ja-j])[)\].:,]?", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:(?:option|choice|answer|选项?|選|选择|选择题)[ :]*)?[(\[]?([A-Ja-j])[)\].:,]?(?: ?(?:选?项|選項))?", re.IGNORECASE)
 _CHOICE_TEXT = re.compile(r"(?:(?:option|choice|answer|选项?|選|选择)[ :]*)?(?:\(([A-Ja-j])\)|\[([A-J])\]|([A-Ja-j])[).:]|([A-J])(?= because| since| as |,| -)|\(?([A-J])\)? -)[ ,.:]*(.+)", re.IGNORECASE)
 _CHOICES = re.compile(r"[(\[]?[A-J][)\]]?(?:(?: ?(?:,|and|&|和|、|;|or) ?| )[(\[]?[A-J][)\]]?)+|[A-J]{2,6}")
 _OPTION_MARK = re.compile(r"(?:^|[ ,;])\(?[A-Ja-j][).:](?= |$|[^A-Za-z])")
@@ -121,7 +121,7 @@ def _quick(text: str) -> Answer | None:
 def _read(text: str) -> Reading:
     text = _trim(text)
     found: list[Answer] = []
-    statement = STATEMENTS.get(text.lower().strip(' ".!'))
+    statement = STATEMENTS.get(text.lower().strip(' ".!')) or _yes_or_no(text)
     if statement is not None:
         found.append(Statement(statement))
     found += _choices(text)
@@ -141,7 +141,19 @@ def _read(text: str) -> Reading:
         if words is not None:
             found.append(words)
             left_over = "" if len(found) == 1 else left_over
-    return Reading(tuple(dict.fromkeys(found)), "" if found else left_over, text, is_senseless=not found and left_over in SENSELESS)
+    return Reading(tuple(dict.fromkeys(found)), "" if found else left_over, text, is_senseless=not found and (left_over in SENSELESS or _commits_to_nothing(text)))
+
+
+def _commits_to_nothing(text: str) -> bool:
+    """Whether an answer denies, doubts, or lists the options."""
+    return bool(UNSURE.search(text) or NEGATED.search(text)) or has_options(text)
+
+
+def _yes_or_no(text: str) -> str | None:
+    """`Yes, it is`: the first word tells."""
+    first, comma, rest = text.partition(",")
+    kind = STATEMENTS.get(first.lower().strip(' ".!'))
+    return kind if comma and kind in ("yes", "no") and not any(c.isdigit() or c == "\\" for c in rest) else None
 
 
 def _trim(text: str) -> str:
@@ -244,7 +256,7 @@ def _choices(text: str) -> list[Answer]:
         return [Choice((match[1].upper(),))]
     if _CHOICES.fullmatch(bare):
         return [Choice(tuple(sorted(set(re.findall(r"[A-J]", bare)))))]
-    if len(_OPTION_MARK.findall(bare)) > 1:
+    if has_options(bare):
         return []
     match = _CHOICE_TEXT.fullmatch(bare)
     if match is not None and not re.match(r"\(?[a-j]\)\(", bare):
@@ -254,6 +266,11 @@ def _choices(text: str) -> list[Answer]:
             return []
         return [Choice((letter.upper(),), "" if _REASON.match(rest) else rest)]
     return []
+
+
+def has_options(text: str) -> bool:
+    """Whether several options are listed: `A) 5 B) 6`."""
+    return len(_OPTION_MARK.findall(text)) > 1
 
 
 def _moments(text: str) -> list[Answer]:

@@ -71,6 +71,8 @@ def _ascii(character: str) -> str:
         return " "
     if character.isdecimal():
         return str(unicodedata.decimal(character))
+    if 0x2460 <= code <= 0x2473:  # circled
+        return str(code - 0x245F)
     if 0x1D400 <= code <= 0x1D7FF:  # mathematical letters
         return unicodedata.normalize("NFKC", character)
     return character

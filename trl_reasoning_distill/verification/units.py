@@ -189,6 +189,11 @@ def _multiply(a: Unit, b: Unit, name: str) -> Unit:
     return Unit(name, a.factor * b.factor, tuple(sorted((base, power) for base, power in powers.items() if power)))
 
 
+def divided(unit: Unit, by: Unit) -> Unit:
+    """`km` and `h` make `km/h`."""
+    return _multiply(unit, _raise(by, -1, by.name), f"{unit.name}/{by.name}")
+
+
 def read_unit(tokens: Sequence[Token], start: int) -> tuple[Unit, int] | None:
     """Read the longest unit that begins at a token: `km/h`, `square miles`, `kg m^2 / s^2`, `^\\circ C`.
 

@@ -217,6 +217,8 @@ def _power(run: Evaluator, base: Value, exponent: Value) -> Value:
             return Fraction(roots[0], roots[1]) ** exponent.numerator  # type: ignore[arg-type]
     base, exponent = run.real(base), run.real(exponent)
     if not base:
+        if getattr(exponent, "real", exponent) > 0:
+            return Fraction(0)
         raise UnknownValue("a power of zero")
     size = abs(run.mp.log(abs(base))) + 4
     if abs(exponent) * size > _MAX_EXPONENT:

@@ -126,8 +126,11 @@ def answer_key(output: str) -> str | None:
     Coarser than `verify_answer`: expressions that only algebra finds equal have different keys.
     """
     answer = extract_answer(output).answer
-    if answer is None:
-        return None
+    return None if answer is None else value_key(answer)
+
+
+def value_key(answer: str) -> str:
+    """A text that equal extracted answers share; see `answer_key`."""
     reading = read(answer)
     for found in reading.answers:
         value = getattr(found, "value", None)
@@ -188,7 +191,7 @@ def _compare(
         return "undecided", "none", f"the gold answer could not be read whole: {gold.left_over!r:.40} was left over"
     if not reading.answers:
         if reading.is_senseless:
-            return "incorrect", "none", f"{answer_text!r:.80} makes no answer: {reading.left_over}"
+            return "incorrect", "none", f"{answer_text!r:.80} is no answer: {reading.left_over!r:.60}"
         if _is_impossible(gold, reading):
             return "incorrect", "none", f"{answer_text!r:.80} holds nothing like {gold_text!r:.80}"
         return "undecided", "none", f"{answer_text!r:.80} could not be read whole: {reading.left_over!r:.40} was left over"

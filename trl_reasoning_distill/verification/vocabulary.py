@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -37,10 +38,13 @@ NOT_NOUNS = frozenset(
     """and or not no non nor neither never minus plus times negative positive over mod modulo root squared cubed factorial half halves third thirds quarter quarters double twice dozen
     hundred thousand million billion trillion percent pct percentage than least most more less fewer between from to under above below up down by divided multiplied choose if when where
     but except without instead is are was were equals equal approximately about nearly almost unless either both maybe perhaps possibly sqrt ln log sin cos tan pi infinity mod
-    isn't wrong incorrect false oder und nicht kein pas ou et ni no o ninguno não nem не или и нет больше меньше не不 或 和 不 of for in per with out at as because since while
+    isn't wrong incorrect false oder und nicht kein pas ou et ni no o ninguno não nem не или и нет больше меньше не不 或 和 不 of for in with out at as because since while
     one two three four five six seven eight nine ten eleven twelve""".split()
 ) - {"more", "less", "fewer", "both", "third", "thirds", "quarter", "quarters", "up", "down", "times", "no", "o"}
 """Words that no noun phrase behind a number may hold: they change what the number says."""
+
+NOT_ALGEBRA = NOT_NOUNS | frozenset("per the is are was has had its our his her all any who why how yes you she he we it to us me my an".split())
+"""Short words that are never a product of variables."""
 
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}
@@ -59,13 +63,13 @@ _FOREIGN = {
 }
 FOREIGN_NUMBERS = {word: number for words in _FOREIGN.values() for number, word in enumerate(words.split()) if word not in ENGLISH}
 
-_NUMBER_WORD = "|".join(sorted({*ENGLISH, *_MULTIPLES, "a"}, key=len, reverse=True))
+_NUMBER_WORD = "|".join(sorted({*ENGLISH, *_MULTIPLES}, key=len, reverse=True))
 _NUMBER_WORDS = re.compile(
     rf"(?<![\w\\])(?:(?:{'|'.join(sorted(ENGLISH, key=len, reverse=True))})|an? (?=hundred|thousand|million|billion|trillion))(?:(?:[ -]| and )(?:{_NUMBER_WORD}))*(?![\w-])",
     re.IGNORECASE,
 )
 _POINT = re.compile(rf"(\d+) point ((?:(?:{'|'.join(_UNITS[:10])})(?: |$))+)", re.IGNORECASE)
-_PART = re.compile(rf"(?<![\w.])(?:(\d+)(?: and (?:(\d+)|an?))?[ -]|(?<![\w-])(?:an? |one )?)({'|'.join(_PARTS)})(?![\w-])(?! of)", re.IGNORECASE)
+_PART = re.compile(rf"(?<![\w.])(?:(\d+)(?: and (?:(\d+)|an?))?[ -]|(?<![\w-])(?:an? |one[ -])?)({'|'.join(_PARTS)})(?![\w-])(?! of)", re.IGNORECASE)
 
 _CHINESE_DIGITS = {character: index for index, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "壹": 1, "贰": 2, "叁": 3, "肆": 4, "伍": 5, "陆": 6, "柒": 7, "捌": 8, "玖": 9, "拾": 0}
 _CHINESE_DIGITS.pop("拾")
@@ -74,7 +78,8 @@ _CHINESE_MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 _CHINESE_ALL = "".join((*_CHINESE_DIGITS, *_CHINESE_STEPS, *_CHINESE_MYRIADS, "点"))
 _CHINESE_NUMBER = re.compile(rf"[负負]?[{_CHINESE_ALL}]+")
 _CHINESE_PARTS = re.compile(r"([负負]?[\d.零一二三四五六七八九十百千两]+)分之([\d.零一二三四五六七八九十百千万两]+)")
-_FIGURE_MYRIAD = re.compile(r"(?:\d+(?:\.\d+)? ?[千百]?[万萬亿億])+(?:\d{1,4}(?![\d.]))?")
+_FIGURE_STEP = re.compile(r"(\d+(?:\.\d+)?) ?((?:[百万萬亿億]|千(?![米克瓦卡赫]))+)")
+_FIGURE_MYRIAD = re.compile(rf"(?:{_FIGURE_STEP.pattern})+(?:\d{{1,4}}(?![\d.]))?")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -87,6 +92,7 @@ def words_to_figures(text: str) -> str:
         text = " ".join(words)
     elif text.lower() in FOREIGN_NUMBERS:
         return str(FOREIGN_NUMBERS[text.lower()])
+    text = re.sub(r"\bper cent\b", "percent", re.sub(r"\b(?:an?|one) dozen\b", "12", re.sub(r"\bone-(?=half|third|quarter|fourth|fifth)", "", text)))
     text = _NUMBER_WORDS.sub(lambda match: _english(match[0]), text)
     text = _POINT.sub(lambda match: f"{match[1]}." + "".join(str(ENGLISH[word]) for word in match[2].lower().split()), text)
     return _PART.sub(_parts, text)
@@ -150,8 +156,8 @@ def _plain(value: Fraction) -> str:
 
 def _myriads(match: re.Match[str]) -> str:
     total = Fraction(0)
-    for number, step, myriad in re.findall(r"(\d+(?:\.\d+)?) ?([千百]?)([万萬亿億])", match[0]):
-        total += Fraction(number) * _CHINESE_STEPS.get(step, 1) * _CHINESE_MYRIADS[myriad]
+    for number, steps in _FIGURE_STEP.findall(match[0]):
+        total += Fraction(number) * math.prod((_CHINESE_STEPS | _CHINESE_MYRIADS)[step] for step in steps)
     tail = re.search(r"\d+$", match[0])
     return _plain(total + (Fraction(tail[0]) if tail else 0))
 
@@ -192,7 +198,7 @@ def _chinese_value(text: str) -> Fraction | None:
 _NOTHING = """no solution; no solutions; no real solution; no real solutions; none; nothing; empty set; the empty set; empty; does not have a solution; has no solution; there is no solution; there are no solutions;
 no such number; no such numbers; no such number exists; no such integers exist; no such integer; no such integers; no answer exists; null set; no values; no value; impossible; not possible; aucune solution; pas de solution; ensemble vide;
 keine lösung; keine; unlösbar; leere menge; sin solución; no hay solución; ninguna solución; conjunto vacío; ninguna; ninguno; sem solução; não há solução; nenhuma solução; conjunto vazio; нет решений; решений нет; нет решения; пустое множество;
-无解; 無解; 方程无解; 没有解; 空集; 不存在解; 解なし; 解はない; no real roots; no roots; nenhuma; aucun; aucune; no such n exists; no such x exists; there is no such number; 无实数解; 没有"""
+无解; 無解; 方程无解; 没有解; 空集; 不存在解; 解なし; 解はない; no real roots; no roots; nenhuma; aucun; aucune; no such n exists; no such x exists; there is no such number; 无实数解; 没有; 无"""
 _UNDEFINED = "undefined; not defined; is undefined; does not exist; dne; d.n.e.; doesn't exist; nicht definiert; existiert nicht; non défini; n'existe pas; indéfini; indefinido; no existe; no está definido; não existe; indefinida; не существует; не определено; не определена; 不存在; 未定义; 无定义; 無定義; 存在しない; the limit does not exist; limit does not exist; diverges"
 _YES = "yes; true; correct; yeah; right; oui; vrai; ja; wahr; richtig; sí; si; verdadero; cierto; sim; verdadeiro; да; верно; правда; истина; 是; 是的; 对; 對; 正确; 真; はい; 正しい"
 _NO = "no; false; incorrect; wrong; non; faux; nein; falsch; falso; não; нет; неверно; ложь; 否; 不是; 不; 不对; 错; 错误; 假; いいえ"
@@ -258,6 +264,7 @@ LEAD_IN = re.compile(
 TRAIL = re.compile(
     r"[ ,(]+(?:because|since|as we|so that|which is|which means|where we|if we|in total|altogether|in all|overall|total|left over|left|each|respectively|weil|parce que|porque|потому что|因为)\b.*$"
     r"|(?<=[\w}]) (?:for|in|after|at|by|on|over|per|from|to|out of the|of the|during|within|für|pour|para|за|на) (?:each |every |the |all |these |those |a |an |\d+ )+[a-z]{2,}(?: [a-z]{2,}){0,4}$"
+    r"|(?<=\d) ?\((?!mod|not|or|and|nicht|base)[^()\d\\=<>]{2,40}\)$"
     r"|(?:です|になります|である|となります|个|人|岁|次|只|本)$",
     re.IGNORECASE,
 )
