@@ -90,6 +90,7 @@ def test_predictions_and_metrics_hold_what_was_asked_said_and_judged(
         "status": "incorrect",
         "method": "numeric",
         "reason": found[7]["reason"],
+        "timed_out": False,
         "finish_reason": "stop",
         "num_tokens": 4,
         "prompt_tokens": 4,

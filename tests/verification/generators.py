@@ -69,7 +69,7 @@ def integer_writings(n: int) -> list[str]:
     if n < 0:
         found.append(f"−{size}")
     else:
-        found += [f"+{n}", f"x = {n}", f"n={n}"]
+        found += [f"+{n}", f"x = {n}", f"x={n}"]
     return found
 
 
@@ -161,8 +161,8 @@ def ratio(rng: Random) -> Item:
     terms = [rng.randrange(1, 30) for _ in range(rng.choice((2, 2, 3)))]
     k = rng.randrange(2, 5)
     found = [":".join(map(str, terms)), " : ".join(map(str, terms)), ":".join(str(k * t) for t in terms), " to ".join(map(str, terms)), "：".join(map(str, terms))]
-    clocks = [text for text in found if len(terms) == 2 and len(text.split(":")[-1].strip()) == 2]
-    return Item(tuple(Fraction(t, terms[0]) for t in terms), tuple(found[:1]) if clocks else tuple(found))
+    is_clock = len(terms) == 2 and max(terms[1], k * terms[1]) > 9  # `10:20` and `20:40` are times, too
+    return Item(tuple(Fraction(t, terms[0]) for t in terms), tuple(found[:1]) if is_clock else tuple(found))
 
 
 def several(kind: str) -> Callable[[Random], Item]:

@@ -140,6 +140,7 @@ class Moment:
     day: int | None = None
     minutes: int | None = None
     half: str | None = None
+    seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

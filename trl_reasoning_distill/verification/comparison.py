@@ -396,7 +396,7 @@ def _equations_equal(gold: tuple[Expression, Expression], answer: tuple[Expressi
 
 def _is_multiple(left: Expression, right: Expression) -> bool | None:
     """Whether `right` is a positive (True) or negative (False) multiple of `left`; `None` if it is no multiple."""
-    point = {name: Number(Fraction(7 + 2 * index, 5)) for index, name in enumerate(sorted(variables(left) | variables(right)))}
+    point = {name: Number(Fraction(7919 + 1093 * index, 5077 + 211 * index)) for index, name in enumerate(sorted(variables(left) | variables(right)))}
     there = [substitute(side, point) for side in (left, right)]  # type: ignore[arg-type]
     values = [numeric_value(side) for side in there]
     if not values[0] or not values[1]:
@@ -535,10 +535,12 @@ def _texts_equal(gold: str, answer: str, rules: Rules) -> bool:
 def _compare_moment(gold: Moment, answer: Answer, rules: Rules) -> Outcome:
     if not isinstance(answer, Moment):
         return isinstance(answer, Plain) and gold.minutes is None and gold.month is None and answer.value == Number(Fraction(gold.year or 0), True)
-    if (gold.minutes is None) != (answer.minutes is None):
+    if (gold.minutes is None) != (answer.minutes is None) or gold.seconds != answer.seconds:
         return False
     if gold.minutes is not None and answer.minutes is not None:
-        if gold.half is None or answer.half is None:
+        left_out = (gold.half is None) != (answer.half is None) and min(gold.minutes, answer.minutes) < 720
+        bare = gold if gold.half is None else answer
+        if left_out and bare.minutes is not None and bare.minutes < 780:  # `3:30` for `3:30 p.m.`
             return gold.minutes % 720 == answer.minutes % 720
         return gold.minutes == answer.minutes
     if gold.year and answer.year and gold.year != answer.year:

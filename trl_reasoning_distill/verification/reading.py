@@ -53,7 +53,7 @@ _OPTION_MARK = re.compile(r"(?:^|[ ,;])\(?[A-Ja-j][).:](?= |$|[^A-Za-z])")
 _REASON = re.compile(r"^(?:because|since|as|for|,|-)\b")
 
 _MONTH = "|".join(sorted(MONTHS, key=len, reverse=True))
-_TIME = r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))?(?::[0-5]\d)? ?(?P<half>[ap]\.?m\.?)?"
+_TIME = r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))?(?::(?P<second>[0-5]\d))? ?(?P<half>[ap]\.?m\.?)?"
 _DATES = [
     re.compile(rf"(?P<month>{_MONTH})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,? (?P<year>\d{{4}}))?", re.IGNORECASE),
     re.compile(rf"(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th|\.|er)?(?: of| de)? (?P<month>{_MONTH})\.?(?:,?(?: de)? (?P<year>\d{{4}})(?: года| г\.?)?)?", re.IGNORECASE),
@@ -290,10 +290,10 @@ def _moments(text: str) -> list[Answer]:
         if 1 <= month <= 12 and 1 <= int(day or 1) <= 31:
             found.append(Moment(int(year) if year else None, month, int(day) if day else None))
     clock = _CLOCK.fullmatch(bare)
-    if clock is not None and (clock["minute"] or clock["half"]) and int(clock["hour"]) < 25:
+    if clock is not None and (clock["half"] or (clock["minute"] and not clock["second"])) and int(clock["hour"]) < 25:
         half = clock["half"].lower().replace(".", "") if clock["half"] else None
         hour = int(clock["hour"]) % 12 + 12 * (half == "pm") if half else int(clock["hour"])
-        found.append(Moment(minutes=60 * hour + int(clock["minute"] or 0), half=half or ("24" if hour > 12 or hour == 0 else None)))
+        found.append(Moment(minutes=60 * hour + int(clock["minute"] or 0), half=half, seconds=int(clock["second"] or 0)))
     return found
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 from trl_reasoning_distill.data.formatting import last_boxed
 from trl_reasoning_distill.data.schema import Verdict
-from trl_reasoning_distill.verification.answers import Answer, Plain, Text
+from trl_reasoning_distill.verification.answers import Answer, Moment, Plain, Ratio, Text
 from trl_reasoning_distill.verification.comparison import DEFAULT_TOLERANCE, Rules, compare, similarity
 from trl_reasoning_distill.verification.expressions import Call, Number, Symbol
 from trl_reasoning_distill.verification.extract import MAX_ANSWER, ExtractedAnswer, extract_answer, unescaped
@@ -205,7 +205,7 @@ def _compare(
 
 
 def _compare_readings(gold: Reading, reading: Reading, rules: Rules) -> tuple[bool | None, str]:
-    """The best outcome over the readings; a pair of dates decides alone, since `10:20` is no ratio then."""
+    """The best outcome over the readings. `10:20` and `20:40` are different times and equal ratios: nobody can tell."""
     outcomes: list[tuple[bool | None, str]] = []
     for left in gold.answers:
         for right in reading.answers:
@@ -213,8 +213,9 @@ def _compare_readings(gold: Reading, reading: Reading, rules: Rules) -> tuple[bo
             outcomes.append((outcome, _method(left, right)))
             if outcome:
                 return outcomes[-1]
-            if type(left) is type(right) and type(left).__name__ == "Moment":
-                return outcomes[-1]
+            if isinstance(left, Moment) and isinstance(right, Moment):
+                as_ratios = (compare(a, b, rules) for a in gold.answers for b in reading.answers if isinstance(a, Ratio))
+                return (None, "none") if any(as_ratios) else outcomes[-1]
     return next((found for found in outcomes if found[0] is False and found[1]), outcomes[0]) if any(found[0] is False for found in outcomes) else (None, "none")
 
 
