@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from trl_reasoning_distill.options import Bounds, Count, Positive, option
 from trl_reasoning_distill.scripts.arguments import (
