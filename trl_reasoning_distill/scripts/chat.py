@@ -23,7 +23,7 @@ from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.options import check_options, option
 from trl_reasoning_distill.scripts.arguments import PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.command import Command, is_main_process
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main, warn_of_remote_code
+from trl_reasoning_distill.scripts.stage import command_main, parse_stage, warn_of_remote_code
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
+@command_main
 def main(command: Command) -> None:
     """Run the command."""
     options, prompt, sampling, engine = parse_stage(make_parser(), command)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trl_reasoning_distill.options import Count, check_options, option
 from trl_reasoning_distill.scripts.command import Command
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
+from trl_reasoning_distill.scripts.stage import command_main, parse_stage
 
 if TYPE_CHECKING:
     from trl import TrlParser
@@ -57,7 +57,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser((StoreArguments,), prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
+@command_main
 def main(command: Command) -> None:
     """Run the command; the first words may stand without `--action` and `--path`."""
     (options,) = parse_stage(make_parser(), command)
