@@ -66,6 +66,29 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return made
 
 
+def wrapped(content: str, columns: int, style: str = "", *, colour: bool, prefix: str = "") -> list[str]:
+    """A text wrapped into lines that each fill so many columns, wide characters counted as two; none for an empty text.
+
+    Args:
+        content: The text.
+        columns: Width of the lines.
+        style: A style of rich.
+        colour: Whether to write the style's escape codes.
+        prefix: What each line begins with.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(color_system="standard" if colour else None, force_terminal=colour, legacy_windows=False)
+    lines = []
+    for wrapped_line in text(content.strip("\n")).wrap(console, columns - len(prefix)) if content.strip() else ():
+        line = Text(prefix + wrapped_line.plain.rstrip(), style)
+        with console.capture() as written:
+            console.print(line, end="", soft_wrap=True)
+        lines.append(written.get() + " " * (columns - line.cell_len))
+    return lines
+
+
 def show(*parts: RenderableType, file: IO[str] | None = None, columns: int | None = None) -> None:
     """Print texts and tables, one below the other; a plain string is made printable.
 
