@@ -23,12 +23,10 @@ from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.options import check_options, option
 from trl_reasoning_distill.scripts.arguments import PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.command import Command, is_main_process
-from trl_reasoning_distill.scripts.stage import command_main, parse_stage, warn_of_remote_code
+from trl_reasoning_distill.scripts.stage import command_main, parse_stage, parser_of, warn_of_remote_code
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.evaluation.side_by_side import Reply
     from trl_reasoning_distill.teacher.sampling import Engine, SamplingConfig
@@ -63,12 +61,7 @@ class ChatArguments:
         return {role: ModelSpec.parse(model) for role, model in asked.items() if model}
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this command."""
-    from trl import TrlParser
-
-    dataclass_types = (ChatArguments, PromptArguments, SamplingArguments, EngineArguments)
-    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(ChatArguments, PromptArguments, SamplingArguments, EngineArguments)
 
 
 @command_main

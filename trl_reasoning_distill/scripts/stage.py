@@ -4,8 +4,7 @@
     class SelectArguments(StageArguments):
         verified: str = option(help="Folder that the verify stage wrote.")
 
-    def make_parser(prog: str | None = None) -> TrlParser:
-        return TrlParser((SelectArguments, SelectionArguments), prog=prog)
+    make_parser = parser_of(SelectArguments, SelectionArguments)
 
     class Select(Stage):
         name = "select"
@@ -138,6 +137,17 @@ class Stage:
         """What follows the manifest; on all ranks, and each time, also if the folder holds the result already."""
 
 
+def parser_of(*dataclass_types: type) -> Callable[..., TrlParser]:
+    """A stage's `make_parser`, over the dataclasses of its options; a training imports its own when it is called."""
+
+    def make_parser(prog: str | None = None) -> TrlParser:
+        from trl import TrlParser
+
+        return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+
+    return make_parser
+
+
 def stage_main(stage_class: type[Stage], make_parser: Callable[[], TrlParser]) -> Callable[..., None]:
     """A stage's `main`; see `command_main`.
 
@@ -150,18 +160,22 @@ def stage_main(stage_class: type[Stage], make_parser: Callable[[], TrlParser]) -
     def work(command: Command) -> None:
         _run_stage(stage_class, make_parser(), command)
 
-    main = command_main(work)
+    main = command_main(work, inspect.getfile(stage_class))
     main.stage_class = stage_class  # type: ignore[attr-defined]  # the doctor asks it for its plan
     return main
 
 
-def command_main(work: Callable[[Command], None]) -> Callable[..., None]:
+def command_main(work: Callable[[Command], None], script: str | None = None) -> Callable[..., None]:
     """Make a `main` of what does a command's work: help and mistyped options before anything heavy is loaded, errors of one line.
 
     What a user can cause (a wrong value, a missing file or extra, Ctrl-C) becomes one line on stderr. The exit code is 2 for an
     option, 1 for any other mistake, 130 after Ctrl-C and 143 after SIGTERM. Set `TRD_DEBUG=1` to see the traceback.
+
+    Args:
+        work: Takes the command as it was read.
+        script: The file with `make_parser`; that of `work` if `None`.
     """
-    script = inspect.unwrap(work).__code__.co_filename
+    script = script or work.__code__.co_filename
 
     @functools.wraps(work)
     def main(args: Command | Sequence[str] | None = None) -> None:
