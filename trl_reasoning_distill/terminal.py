@@ -5,6 +5,7 @@ Text that comes from data, models or servers goes through `printable`, which `te
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -114,3 +115,10 @@ def show(*parts: RenderableType, file: IO[str] | None = None, columns: int | Non
         console.print(
             text(part) if isinstance(part, str) else part, soft_wrap=columns is None and isinstance(part, str)
         )
+
+
+def shown(*parts: RenderableType) -> str:
+    """What `show` prints into a file, as a text without trailing blanks."""
+    out = io.StringIO()
+    show(*parts, file=out)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))

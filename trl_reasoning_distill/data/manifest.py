@@ -187,7 +187,8 @@ class StageRun:
             folders.check_apart(self.output_dir, {name: value["path"] for name, value in self.inputs.items()})
             if self.is_main:
                 stack.enter_context(folders.one_writer(self.output_dir))
-            found = self._find_earlier_run()
+            # Other ranks need not look where the main one clears the folder meanwhile
+            found = self._find_earlier_run() if self.is_main or not self.overwrite else None
             if found is not None and not self.overwrite:
                 name, earlier = found
                 if earlier.get("fingerprint") != self.fingerprint:

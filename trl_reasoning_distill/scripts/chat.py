@@ -72,7 +72,7 @@ def main(command: Command) -> None:
         return
 
     from trl_reasoning_distill.evaluation.side_by_side import render
-    from trl_reasoning_distill.terminal import takes_colour, width
+    from trl_reasoning_distill.terminal import printable, takes_colour, width
 
     color = options.color == "always" or (options.color == "auto" and takes_colour())
     columns = width() if sys.stdout.isatty() else 80
@@ -82,7 +82,7 @@ def main(command: Command) -> None:
     for question, gold in _questions(options, lambda: sys.stdin):
         replies = ask(engines, question, gold, response_format, settings, sampling.seed)
         if not sys.stdin.isatty() or options.question is not None:
-            print(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}")
+            print(printable(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}"))
         print(render(replies, width=columns, color=color) + "\n", flush=True)
 
 

@@ -56,6 +56,7 @@ from trl_reasoning_distill.scripts.command import (
     is_main_process,
     read_command,
 )
+from trl_reasoning_distill.terminal import printable, takes_colour
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -209,7 +210,7 @@ def _run_stage(stage_class: type[Stage], parser: TrlParser, command: Command) ->
     if stage.options.dry_run or not stage.writes:
         plan = stage.plan()
         if is_main_process():
-            print(plan.text)
+            print(plan.text if takes_colour() else printable(plan.text))
         return
     with open_run(stage, state) as run:
         if run is not None:
