@@ -23,12 +23,10 @@ from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.options import check_options, option
 from trl_reasoning_distill.scripts.arguments import PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.command import Command, is_main_process
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main, warn_of_remote_code
+from trl_reasoning_distill.scripts.stage import command_main, parse_stage, parser_of, warn_of_remote_code
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.evaluation.side_by_side import Reply
     from trl_reasoning_distill.teacher.sampling import Engine, SamplingConfig
@@ -63,15 +61,10 @@ class ChatArguments:
         return {role: ModelSpec.parse(model) for role, model in asked.items() if model}
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this command."""
-    from trl import TrlParser
-
-    dataclass_types = (ChatArguments, PromptArguments, SamplingArguments, EngineArguments)
-    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(ChatArguments, PromptArguments, SamplingArguments, EngineArguments)
 
 
-@stage_main
+@command_main
 def main(command: Command) -> None:
     """Run the command."""
     options, prompt, sampling, engine = parse_stage(make_parser(), command)
@@ -79,7 +72,7 @@ def main(command: Command) -> None:
         return
 
     from trl_reasoning_distill.evaluation.side_by_side import render
-    from trl_reasoning_distill.terminal import takes_colour, width
+    from trl_reasoning_distill.terminal import printable, takes_colour, width
 
     color = options.color == "always" or (options.color == "auto" and takes_colour())
     columns = width() if sys.stdout.isatty() else 80
@@ -89,7 +82,7 @@ def main(command: Command) -> None:
     for question, gold in _questions(options, lambda: sys.stdin):
         replies = ask(engines, question, gold, response_format, settings, sampling.seed)
         if not sys.stdin.isatty() or options.question is not None:
-            print(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}")
+            print(printable(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}"))
         print(render(replies, width=columns, color=color) + "\n", flush=True)
 
 

@@ -28,6 +28,7 @@ from trl_reasoning_distill.scripts.stage import (
     Outcome,
     Stage,
     StageArguments,
+    parser_of,
     settings_of,
     stage_main,
     warn_of_remote_code,
@@ -36,7 +37,6 @@ from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.manifest import StageRun
 
@@ -85,12 +85,7 @@ def parse_models(models: Mapping[str, Any] | Iterable[str]) -> dict[str, ModelSp
     return {name: ModelSpec.parse(path) for name, path in pairs}
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    dataclass_types = (EvaluateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
-    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(EvaluateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
 
 
 class Evaluate(Stage):

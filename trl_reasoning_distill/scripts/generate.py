@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from trl_reasoning_distill.options import Count, NonNegative, option
 from trl_reasoning_distill.scripts.arguments import ProblemArguments, PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.planning import Plan, describe_prompts_of
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.schema import Problem
@@ -56,12 +55,7 @@ class GenerateArguments(StageArguments):
     output_price: NonNegative = option(0.0, "What a million written tokens cost, for the summary.")
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    dataclass_types = (GenerateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
-    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(GenerateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
 
 
 class Generate(Stage):

@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trl_reasoning_distill.options import Count, check_options, option
 from trl_reasoning_distill.scripts.command import Command
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
+from trl_reasoning_distill.scripts.stage import command_main, parse_stage, parser_of
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.teacher.store import TopKStore
 
 
@@ -50,14 +48,10 @@ class StoreArguments:
         check_options(self)
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this command."""
-    from trl import TrlParser
-
-    return TrlParser((StoreArguments,), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(StoreArguments)
 
 
-@stage_main
+@command_main
 def main(command: Command) -> None:
     """Run the command; the first words may stand without `--action` and `--path`."""
     (options,) = parse_stage(make_parser(), command)

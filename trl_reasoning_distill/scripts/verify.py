@@ -26,12 +26,10 @@ from trl_reasoning_distill.scripts.arguments import (
     write_selection,
 )
 from trl_reasoning_distill.scripts.planning import Plan
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.manifest import StageRun
@@ -59,11 +57,7 @@ class VerifyArguments(StageArguments):
     )
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((VerifyArguments, SelectionArguments), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(VerifyArguments, SelectionArguments)
 
 
 class Verify(Stage):
