@@ -127,6 +127,12 @@ class SamplingArguments:
     )
     top_k: int = field(default=0, metadata={"help": "Keep this many tokens; 0 keeps all."})
     seed: int = field(default=0, metadata={"help": "Seed of sampled completions."})
+    stop: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "A completion ends before these texts. Default: where the model begins a question of its own; an empty text: nowhere."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.make_sampling()
@@ -139,7 +145,8 @@ class SamplingArguments:
         """
         from trl_reasoning_distill.teacher.sampling import SamplingConfig
 
-        return SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+        stop = None if self.stop is None else tuple(text for text in self.stop if text)
+        return SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k, stop)
 
 
 @dataclass

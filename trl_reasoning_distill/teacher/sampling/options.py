@@ -105,12 +105,6 @@ class EngineArguments:
             "help": "[transformers] Most tokens in a batch, prompts and completions together; lower it when memory runs out."
         },
     )
-    batching: str = dataclasses.field(
-        default="auto",
-        metadata={
-            "help": "[transformers] continuous, static, or auto: continuous on a CUDA device with FlashAttention."
-        },
-    )
     tensor_parallel_size: int = dataclasses.field(default=1, metadata={"help": "[vllm] GPUs that share one model."})
     gpu_memory_utilization: float = dataclasses.field(
         default=0.9, metadata={"help": "[vllm] Share of each GPU's memory to use."}
@@ -134,6 +128,12 @@ class EngineArguments:
         default=6,
         metadata={
             "help": "[openai] Retries per request, with exponential back-off, after 429, 5xx, or a lost connection."
+        },
+    )
+    leave_out: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={
+            "help": "[openai] What is not sent, for a server that refuses it: max_tokens, temperature, top_p, seed."
         },
     )
     chat_template_kwargs: dict[str, Any] | str | None = dataclasses.field(
@@ -171,13 +171,14 @@ class EngineArguments:
         kind = kind or self.engine
         allowed = _option_names(_factory(kind))
         options = {}
-        for field in dataclasses.fields(EngineArguments):
-            name, value = self._renamed.get(field.name, field.name), getattr(self, field.name)
+        untouched = EngineArguments()
+        for field in (each.name for each in dataclasses.fields(EngineArguments)):
+            name, value = self._renamed.get(field, field), getattr(self, field)
             if name in allowed:
                 options[name] = value
-            elif value != field.default and field.name != "engine" and kind == self.engine:
+            elif value != getattr(untouched, field) and field != "engine" and kind == self.engine:
                 raise ValueError(
-                    f"{field.name}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
+                    f"{field}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
                 )
         return make_engine(kind, model, **options)
 
