@@ -126,8 +126,8 @@ def test_only_the_first_process_works(generated: Path, tmp_path: Path, monkeypat
     [
         (["--strategy", "best"], "there are"),
         (["--target_format", "thnk"], "Did you mean 'think'"),
-        (["--verify_timeout", "0"], "verify_timeout > 0"),
-        (["--fuzzy", "0"], "0 < fuzzy"),
+        (["--verify_timeout", "0"], "`verify_timeout=0.0`: must be a number > 0"),
+        (["--fuzzy", "0"], "`fuzzy=0.0`: must be a number > 0 and ≤ 100"),
         (["--stratgy", "first"], "Did you mean '--strategy'"),
     ],
 )

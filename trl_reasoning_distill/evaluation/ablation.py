@@ -17,7 +17,7 @@ from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation import charts
 from trl_reasoning_distill.evaluation.charts import draw_curves
 from trl_reasoning_distill.evaluation.compare import BASE, CONTROL, STUDENT, TEACHER, Comparison, compare_models
-from trl_reasoning_distill.evaluation.report import printable, render, require_report_extra
+from trl_reasoning_distill.evaluation.report import printable, render
 from trl_reasoning_distill.evaluation.runs import Run, read_predictions, read_run
 from trl_reasoning_distill.evaluation.scores import RUN_MARK
 
@@ -83,7 +83,6 @@ def write_ablation_report(
         FileNotFoundError: If a folder is not that of a run with an evaluation.
         ValueError: If predictions cannot be compared, or two runs have one name.
     """
-    require_report_extra()
     found = [read_run(run) for run in runs]
     names = [run.name for run in found]
     if len(set(names)) < len(names):

@@ -40,13 +40,13 @@ from trl_reasoning_distill.evaluation.runs import (
     trace_provenance,
 )
 from trl_reasoning_distill.evaluation.scores import run_of
-from trl_reasoning_distill.extras import require_extra
 
 
 def render(template: str, page: Mapping[str, Any]) -> str:
     """A template of this package, filled in; by its name as HTML or as Markdown, and every value escaped for that."""
-    jinja2 = require_extra("report", "jinja2")
-    markup = require_extra("report", "markupsafe").Markup
+    import jinja2
+    from markupsafe import Markup
+
     is_html = template.endswith(".html.j2")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trl_reasoning_distill", "evaluation/templates"),
@@ -65,7 +65,7 @@ def render(template: str, page: Mapping[str, Any]) -> str:
         "outcome": findings.outcome_of,
         "size": _size,
         "duration": _duration,
-        "svg": markup,  # only ever used for our own charts
+        "svg": Markup,  # only ever used for our own charts
     }
     text: str = environment.get_template(template).render(page)
     return text
@@ -120,7 +120,8 @@ DIMENSIONS = {
 """What the problems are parted by, in words."""
 
 CARD_SETTINGS = (
-    "top_k",
+    "kd_top_k",
+    "top_k",  # its name in runs of 0.1.0
     "kd_temperature",
     "kd_weight",
     "kd_support",
@@ -178,7 +179,6 @@ def write_report(
         FileNotFoundError: If a folder lacks what it should hold.
         ValueError: If the predictions cannot be compared; see `compare_models`.
     """
-    require_report_extra()
     evaluation_dir, output_dir = Path(evaluation_dir), Path(output_dir)
     predictions = [_printable(prediction) for prediction in read_predictions(evaluation_dir)]
     comparison = compare_models(
@@ -211,16 +211,6 @@ def write_report(
         with atomic_write(output_dir / name) as handle:
             handle.write(render(f"{name}.j2", page))
     return comparison
-
-
-def require_report_extra() -> None:
-    """Fail before the work, not after it.
-
-    Raises:
-        MissingExtraError: If matplotlib or Jinja2 is not installed.
-    """
-    for module in ("jinja2", "matplotlib"):
-        require_extra("report", module)
 
 
 def model_colors(comparison: Comparison) -> dict[str, str]:
