@@ -34,6 +34,10 @@ def check_rows() -> None:
         logits = (3 * torch.randn(5, vocab)).to(dtype)
         logits[0, :2] = 12.0  # a tie: the first counts
         logits[1] = -1e4  # a row of which nothing is left
+        logits[3, :-1] = -torch.inf  # whole blocks of tokens that a bias removes
+        logits[4] = -torch.inf
+        capped = logits.clone()
+        capped[3:] = 1.0  # no logit under a soft-cap is infinite
         rival = logits.float().amax(-1)
         rival[2] -= 1
         weights = torch.randn(2, 5)
@@ -41,10 +45,12 @@ def check_rows() -> None:
             expected = _rows.row_statistics(logits, temperature, rival)
             actual = _triton_rows.row_statistics(logits, temperature, rival)
             for ours, theirs in zip(actual, expected, strict=True):
+                assert ours.isfinite().all()
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
             for softcap in (None, 15.0):
                 arguments = (weights[0], None if temperature == 1.0 else weights[1], temperature, 0.5, softcap)
-                gradient, other = logits.clone(), logits.clone()
+                tile = logits if softcap is None else capped
+                gradient, other = tile.clone(), tile.clone()
                 _rows.row_gradient_(gradient, expected, *arguments)
                 _triton_rows.row_gradient_(other, expected, *arguments)
                 tolerance = 1e-5 if dtype == torch.float32 else 1e-2

@@ -46,8 +46,12 @@ def top_k_targets(
         agrees[rows] = judge.gather(1, ids[rows, :1])[:, 0] == judge.amax(-1)
         named = teacher.named_logits(tile[rows], hidden[rows], ids[rows])
         top = z.gather(1, ids[rows, :1]) if on == "teacher" else z.amax(-1, keepdim=True)
-        rest = torch.sub(z, top, out=buffer).div_(temperature).exp_().scatter_(1, ids[rows], 0.0).sum(-1, keepdim=True)
-        logits = torch.cat([(named - top) / temperature, rest.log().clamp_min_(LOG_ZERO)], -1).log_softmax(-1)
+        # Relative to its own largest: beside a teacher that is sure of its Top-K, all else underflows.
+        z.scatter_(1, ids[rows], -torch.inf)
+        second = z.amax(-1, keepdim=True).clamp_min_(LOG_ZERO)
+        rest = torch.sub(z, second, out=buffer).div_(temperature).exp_().sum(-1, keepdim=True).log_()
+        rest += (second - top) / temperature
+        logits = torch.cat([(named - top) / temperature, rest.clamp_min_(LOG_ZERO)], -1).log_softmax(-1)
         log_probs[rows], log_tail[rows] = logits[:, :-1], logits[:, -1]
     return TopKTargets(ids, log_probs, log_tail), agrees
 
