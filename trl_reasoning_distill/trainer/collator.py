@@ -18,6 +18,7 @@ from trl_reasoning_distill.trainer.targets import StoredTargets
 KD_INDEX = "kd_index"
 KD_IDS = "kd_ids"
 KD_LOG_PROBS = "kd_log_probs"
+KD_LOG_TAIL = "kd_log_tail"
 
 
 class TokenColumnsCollator:

@@ -17,7 +17,7 @@ from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import FusedLoss
 from trl_reasoning_distill.losses.schedule import kd_weight_at
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS
+from trl_reasoning_distill.trainer.collator import KD_IDS, KD_INDEX, KD_LOG_PROBS, KD_LOG_TAIL
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.head import LossBatch
 from trl_reasoning_distill.trainer.kd_metrics import distillation_means, distillation_sums
@@ -101,8 +101,10 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
     def open_targets(self, args: ReasoningSFTConfig) -> list[StoredTargets]:
         """See `ReasoningSFTTrainer.open_targets`; the teacher's come first."""
         assert isinstance(args, TopKDistillConfig)
+        columns = (KD_INDEX, KD_IDS, KD_LOG_PROBS)
+        log_tail = "" if args.kd_divergence == "forward_kl" else KD_LOG_TAIL
         teacher = StoredTargets(
-            self.store, args.top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
+            self.store, args.top_k, args.kd_temperature, *columns, owner="the teacher", log_tail=log_tail
         )
         return [teacher, *super().open_targets(args)]
 
@@ -178,7 +180,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
             divergence["divergence"] = self.kd_loss
         return {
             **super().loss_arguments(batch),
-            "teacher": TopKTargets(batch.columns[KD_IDS], batch.columns[KD_LOG_PROBS]),
+            "teacher": TopKTargets(batch.columns[KD_IDS], batch.columns[KD_LOG_PROBS], batch.columns.get(KD_LOG_TAIL)),
             "kd_weight": weight,
             "temperature": self.args.kd_temperature,
             "top_p": self.args.kd_top_p,
