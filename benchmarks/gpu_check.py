@@ -173,7 +173,7 @@ def kernels(check: Check) -> Figures:
     """The row kernels alone, against float64: beyond 2³¹ elements, at three alignments; and their bandwidth."""
     from trl_reasoning_distill.losses import _fused_head
 
-    module = _fused_head._row_kernels(check.device, torch.bfloat16)
+    module = _fused_head._kernels("rows", check.device, torch.bfloat16)
     check.say(f"{module.__name__}")
     rows, figures = 16 if check.quick else 16_384, {}
     odd = min(271, check.vocab // 4)

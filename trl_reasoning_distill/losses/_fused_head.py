@@ -10,14 +10,14 @@ import functools
 import importlib.util
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses import _rows
+from trl_reasoning_distill.losses import _rows, _tiles
 from trl_reasoning_distill.losses._matmul import add_product_
-from trl_reasoning_distill.losses._tiles import dense_divergence_, top_k_targets
+from trl_reasoning_distill.losses._tiles import top_k_targets
 from trl_reasoning_distill.losses._tokens import (
     DenseTerms,
     Entries,
@@ -220,7 +220,7 @@ def _losses_and_gradient_(
     # What is left in the tile is the rest of the row. (Not `scatter_`: on the CPU it goes through a float32 copy of it all.)
     logits[tokens, entries.ids] = LOG_ZERO
     temperature = 1.0 if targets.teacher is None else settings.temperature
-    kernels = _row_kernels(logits.device.type, logits.dtype)
+    kernels = _kernels("rows", logits.device.type, logits.dtype)
     # The ids that a live teacher shares, and those that only the likelihood knows.
     parts = logits.tensor_split([settings.shared_ids or logits.shape[1]], dim=1)
     temperatures = (temperature, 1.0)
@@ -263,12 +263,13 @@ def _second_models(
     """
     terms = DenseTerms(None, None, None)
     gradients = []
+    kernels = _kernels("tiles", logits.device.type, logits.dtype)
     head = (student.logit_scale, student.logit_softcap)
     if settings.reference_head is not None and targets.reference_hidden is not None:
         tile = settings.reference_head.logits(targets.reference_hidden, in_float32=True)
         direction = "forward_kl" if settings.kl_direction == "forward" else "reverse_kl"
         weight = targets.kl_weight if needs_grad else None
-        kl, _ = dense_divergence_(tile, logits, weight, direction, 0.0, 1.0, *head)
+        kl, _ = kernels.dense_divergence_(tile, logits, weight, direction, 0.0, 1.0, *head)
         terms = terms._replace(kl=kl)
         gradients.append(tile)
     teacher, teacher_hidden = settings.teacher_head, targets.teacher_hidden
@@ -284,7 +285,9 @@ def _second_models(
             assert not callable(settings.divergence)
             factor = temperature**2 if settings.scale_by_t2 else 1.0
             weight = targets.kd_weight * factor if needs_grad else None
-            kd, agrees = dense_divergence_(tile, shared, weight, settings.divergence, settings.beta, temperature, *head)
+            kd, agrees = kernels.dense_divergence_(
+                tile, shared, weight, settings.divergence, settings.beta, temperature, *head
+            )
             terms = terms._replace(kd=kd * factor)
             gradients.append(tile)
         terms = terms._replace(top1_agreement=agrees)
@@ -292,11 +295,11 @@ def _second_models(
 
 
 @functools.cache
-def _row_kernels(device: str, dtype: torch.dtype) -> ModuleType:
+def _kernels(kind: Literal["rows", "tiles"], device: str, dtype: torch.dtype) -> ModuleType:
     """Triton's where there is a GPU and Triton (which ships with PyTorch for CUDA), else torch's."""
     if device == "cuda" and dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
-        return importlib.import_module("trl_reasoning_distill.losses._triton_rows")
-    return _rows
+        return importlib.import_module(f"trl_reasoning_distill.losses._triton_{kind}")
+    return {"rows": _rows, "tiles": _tiles}[kind]
 
 
 def _no_tokens(hidden: Tensor) -> TokenValues:

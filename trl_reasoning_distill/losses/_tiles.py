@@ -1,6 +1,6 @@
 """A second model's tile of logits beside the student's: its Top-K, or a divergence over the whole vocabulary.
 
-Torch on every device: the tile is read in blocks of rows (see `_rows.blocks`), float32 whatever the tile is.
+In torch, by blocks of rows (see `_rows.blocks`), float32 whatever the tile is: the path for the CPU, and the reference for `_triton_tiles`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def dense_divergence_(
     for rows, z, buffer in blocks(student, values.dtype):
         slope = None if logit_softcap is None or factor is None else 1 - (z / logit_softcap).square_()
         first = z.argmax(-1, keepdim=True)
-        log_q = z.div_(temperature).log_softmax(-1)
+        log_q = z.div_(temperature).log_softmax(-1).clamp_min_(LOG_ZERO)
         log_p = buffer.copy_(tile[rows]).div_(temperature).log_softmax(-1).clamp_min_(LOG_ZERO)
         agrees[rows] = log_p.gather(1, first)[:, 0] == log_p.amax(-1)
         q, p = torch.exp(log_q, out=z), torch.exp(log_p, out=buffer)
