@@ -10,13 +10,14 @@ import functools
 import importlib.util
 from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses import _rows
-from trl_reasoning_distill.losses._tiles import dense_divergence_, top_k_targets
+from trl_reasoning_distill.losses import _rows, _tiles
+from trl_reasoning_distill.losses._matmul import add_product_
+from trl_reasoning_distill.losses._tiles import top_k_targets
 from trl_reasoning_distill.losses._tokens import (
     DenseTerms,
     Entries,
@@ -31,8 +32,8 @@ from trl_reasoning_distill.losses.head import Head
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-# Rows of the head's gradient that are summed at a time where the matmul cannot write float32 itself.
-_ACCUMULATION_ROWS = 8192
+# A probability of 2e-10 is still seen in float16 (6e-8 / 256), and the head's weights may add up to 256 before it overflows.
+_FLOAT16_HEADROOM = 8
 # Tokens at a time for which a second model's logits exist beside the student's.
 _CPU_SECOND_TILE, _ACCELERATOR_SECOND_TILE = 256, 1024
 
@@ -56,22 +57,57 @@ class FusedHead(torch.autograd.Function):
         settings: LossSettings,
     ) -> tuple[Tensor, ...]:
         needs_grad = [settings.needs_grad and needed for needed in ctx.needs_input_grad[:3]]
+        unit = _float16_unit(targets) if hidden.dtype == torch.float16 else None
         with torch.autocast(hidden.device.type, enabled=False):
             student = Head(weight, bias, logit_scale, logit_softcap)
-            values, grads = _run(hidden, student, targets, settings, needs_grad)
-        ctx.save_for_backward(*grads)
+            in_units = targets if unit is None else targets.weighted(1 / unit)
+            values, grads = _run(hidden, student, in_units, settings, needs_grad)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         loss = values.loss.sum()
+        if unit is None:
+            grads = _cast(grads, ctx.dtypes)
+        else:
+            loss = loss * unit
+        ctx.unit = unit
+        ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(*values[1:])
         return loss, *values[1:]
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: a second copy of the head's gradient would be the largest tensor of the step. A second backward
-        # pass through the same graph is refused by autograd, which sees that a saved tensor has changed.
-        grads = ctx.saved_tensors
-        if grad_loss.device.type != "cpu" or grad_loss != 1:  # looking would make an accelerator wait
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "The fused loss has no second derivative: its gradient is computed in the forward pass. Leave out `create_graph=True`."
+            )
+        grads, unit = list(ctx.saved_tensors), ctx.unit
+        for grad in grads:
+            if grad is not None:
+                # By this autograd refuses a second backward pass, whether the gradients change below or not.
+                torch.autograd.graph.increment_version(grad)
+        if unit is not None:
+            # In float32: the factor alone may be too small for 16 bits.
+            factor = grad_loss.float() * unit
+            grads = _cast([None if grad is None else grad.float().mul_(factor) for grad in grads], ctx.dtypes)
+        elif grad_loss.device.type != "cpu" or grad_loss != 1:  # looking would make an accelerator wait
+            # In place: a second copy of the head's gradient would be the largest tensor of the step.
             grads = [None if grad is None else grad.mul_(grad_loss) for grad in grads]
         return *grads, None, None, None, None
+
+
+def _cast(grads: list[Tensor | None], dtypes: list[torch.dtype]) -> list[Tensor | None]:
+    return [None if grad is None else grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)]
+
+
+def _float16_unit(targets: TokenTargets) -> Tensor:
+    """What the tokens' weights are counted in: the largest of them, rounded up to a power of two, and 256 times less than that.
+
+    A weight holds the division by the tokens of the global batch. Probabilities times such a weight vanish in float16;
+    times this unit they come back in float32, together with the gradient scaler's factor.
+    """
+    weights = torch.stack([targets.sft_weight, targets.kd_weight, targets.kl_weight])
+    largest = weights.abs().amax() if weights.numel() else weights.new_ones(())
+    _, exponent = torch.frexp(largest)
+    return torch.ldexp(torch.ones_like(largest), exponent - _FLOAT16_HEADROOM)
 
 
 def _run(
@@ -81,42 +117,70 @@ def _run(
     settings: LossSettings,
     needs_grad: list[bool],
 ) -> tuple[TokenValues, list[Tensor | None]]:
-    """Walk over chunks of tokens; gradients are None where not needed."""
+    """Walk over chunks of tokens; gradients are in the dtype they were summed in, None where not needed."""
     weight, bias = student.weight, student.bias
-    dtype, device = hidden.dtype, hidden.device.type
+    dtype = hidden.dtype
     student = student.first(len(weight), dtype)
     grad_hidden = torch.empty_like(hidden) if needs_grad[0] else None
     grad_weight = _WeightGradient(weight, one_chunk=len(hidden) <= settings.chunk_size) if needs_grad[1] else None
     grad_bias = torch.zeros_like(bias, dtype=accumulator(dtype)) if needs_grad[2] and bias is not None else None
-    values = []
+    values: list[TokenValues] = []
     for start in range(0, len(hidden), settings.chunk_size):
         rows = slice(start, start + settings.chunk_size)
-        logits = student.logits(hidden[rows])
-        tile = len(logits)
-        if settings.teacher_head is not None or settings.reference_head is not None:
-            tile = _CPU_SECOND_TILE if device == "cpu" else _ACCELERATOR_SECOND_TILE
-        for first in range(0, len(logits), tile):
-            part = slice(first, first + tile)
-            near = hidden[rows][part], targets[rows][part], student, settings, any(needs_grad)
-            values.append(_losses_and_gradient_(logits[part], *near))
+        grad_logits = _chunk(hidden[rows], targets[rows], student, settings, any(needs_grad), values)
+        if grad_logits is None:
+            continue
         if grad_hidden is not None:
-            torch.mm(logits, student.weight, out=grad_hidden[rows])
+            torch.mm(grad_logits, student.weight, out=grad_hidden[rows])
         if grad_weight is not None:
-            grad_weight.add(logits, hidden[rows])
+            grad_weight.add(grad_logits, hidden[rows])
         if grad_bias is not None:
-            grad_bias += logits.sum(0, dtype=grad_bias.dtype)
-        del logits  # before the next tile is made
+            grad_bias += grad_logits.sum(0, dtype=grad_bias.dtype)
+        del grad_logits  # before the next tile is made
     if not values:
         values.append(_no_tokens(hidden))
     return TokenValues(*(torch.cat(parts) for parts in zip(*values, strict=True))), [
         grad_hidden,
         None if grad_weight is None else grad_weight.result(),
-        None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        grad_bias,
     ]
 
 
+def _chunk(
+    hidden: Float[Tensor, "tokens hidden"],
+    targets: TokenTargets,
+    student: Head,
+    settings: LossSettings,
+    needs_grad: bool,
+    values: list[TokenValues],
+) -> Float[Tensor, "tokens vocab"] | None:
+    """The gradient with respect to the projection of a chunk of tokens, in the dtype of the matmuls, or None where none is needed.
+
+    Appends to `values`. Where a second model's logits stand beside the student's, they do for some of the tokens at a time.
+    """
+    tokens, tile = len(hidden), len(hidden)
+    if settings.teacher_head is not None or settings.reference_head is not None:
+        tile = _CPU_SECOND_TILE if hidden.device.type == "cpu" else _ACCELERATOR_SECOND_TILE
+    parts = [slice(first, first + tile) for first in range(0, tokens, tile)]
+    if not settings.in_float32 or hidden.dtype == accumulator(hidden.dtype):
+        logits = student.logits(hidden)
+        values += [
+            _losses_and_gradient_(logits[part], hidden[part], targets[part], student, settings, needs_grad)
+            for part in parts
+        ]
+        return logits if needs_grad else None
+    gradient = hidden.new_empty(tokens, len(student.weight)) if needs_grad else None
+    for part in parts:
+        logits = student.logits(hidden[part], in_float32=True)
+        values.append(_losses_and_gradient_(logits, hidden[part], targets[part], student, settings, needs_grad))
+        if gradient is not None:
+            gradient[part] = logits
+        del logits
+    return gradient
+
+
 class _WeightGradient:
-    """The sum of the chunks' gradients of the head, in float32 unless there is only one."""
+    """The sum of the chunks' gradients of the head: in float32, unless there is only one and it fits in its dtype."""
 
     def __init__(self, weight: Tensor, one_chunk: bool) -> None:
         self.weight, self.one_chunk = weight, one_chunk
@@ -125,21 +189,18 @@ class _WeightGradient:
     def add(self, grad_logits: Tensor, hidden: Tensor) -> None:
         dtype = grad_logits.dtype
         if self.total is None:
-            if self.one_chunk or dtype == accumulator(dtype):
+            # The sum over the tokens of a chunk is in range for bfloat16, and need not be for float16.
+            if dtype == accumulator(dtype) or (self.one_chunk and dtype != torch.float16):
                 self.total = torch.mm(grad_logits.t(), hidden)
                 return
             self.total = torch.zeros_like(self.weight, dtype=accumulator(dtype))
         if self.total.dtype == dtype:
             self.total.addmm_(grad_logits.t(), hidden)
-        elif self.total.device.type == "cuda":
-            torch.addmm(self.total, grad_logits.t(), hidden, out_dtype=self.total.dtype, out=self.total)
         else:
-            for start in range(0, len(self.total), _ACCUMULATION_ROWS):
-                rows = slice(start, start + _ACCUMULATION_ROWS)
-                self.total[rows] += torch.mm(grad_logits[:, rows].t(), hidden)
+            add_product_(self.total, grad_logits.t(), hidden)
 
     def result(self) -> Tensor:
-        return torch.zeros_like(self.weight) if self.total is None else self.total.to(self.weight.dtype)
+        return torch.zeros_like(self.weight) if self.total is None else self.total
 
 
 def _losses_and_gradient_(
@@ -155,10 +216,11 @@ def _losses_and_gradient_(
     entries = Entries.of(targets)
     tokens = torch.arange(len(logits), device=logits.device)[:, None]
     z = student.named_logits(logits, hidden, entries.ids).masked_fill_(~entries.is_unique, LOG_ZERO)
+    z.clamp_min_(LOG_ZERO)  # a bias of -inf takes a token out of the vocabulary
     # What is left in the tile is the rest of the row. (Not `scatter_`: on the CPU it goes through a float32 copy of it all.)
     logits[tokens, entries.ids] = LOG_ZERO
     temperature = 1.0 if targets.teacher is None else settings.temperature
-    kernels = _row_kernels(logits.device.type, logits.dtype)
+    kernels = _kernels("rows", logits.device.type, logits.dtype)
     # The ids that a live teacher shares, and those that only the likelihood knows.
     parts = logits.tensor_split([settings.shared_ids or logits.shape[1]], dim=1)
     temperatures = (temperature, 1.0)
@@ -201,17 +263,18 @@ def _second_models(
     """
     terms = DenseTerms(None, None, None)
     gradients = []
+    kernels = _kernels("tiles", logits.device.type, logits.dtype)
     head = (student.logit_scale, student.logit_softcap)
     if settings.reference_head is not None and targets.reference_hidden is not None:
-        tile = settings.reference_head.logits(targets.reference_hidden)
+        tile = settings.reference_head.logits(targets.reference_hidden, in_float32=True)
         direction = "forward_kl" if settings.kl_direction == "forward" else "reverse_kl"
         weight = targets.kl_weight if needs_grad else None
-        kl, _ = dense_divergence_(tile, logits, weight, direction, 0.0, 1.0, *head)
+        kl, _ = kernels.dense_divergence_(tile, logits, weight, direction, 0.0, 1.0, *head)
         terms = terms._replace(kl=kl)
         gradients.append(tile)
     teacher, teacher_hidden = settings.teacher_head, targets.teacher_hidden
     if teacher is not None and teacher_hidden is not None:
-        tile = teacher.logits(teacher_hidden)
+        tile = teacher.logits(teacher_hidden, in_float32=settings.top_k is None)
         shared, temperature = logits[:, : tile.shape[1]], settings.temperature
         if settings.top_k is not None:
             topk, agrees = top_k_targets(
@@ -222,7 +285,9 @@ def _second_models(
             assert not callable(settings.divergence)
             factor = temperature**2 if settings.scale_by_t2 else 1.0
             weight = targets.kd_weight * factor if needs_grad else None
-            kd, agrees = dense_divergence_(tile, shared, weight, settings.divergence, settings.beta, temperature, *head)
+            kd, agrees = kernels.dense_divergence_(
+                tile, shared, weight, settings.divergence, settings.beta, temperature, *head
+            )
             terms = terms._replace(kd=kd * factor)
             gradients.append(tile)
         terms = terms._replace(top1_agreement=agrees)
@@ -230,11 +295,11 @@ def _second_models(
 
 
 @functools.cache
-def _row_kernels(device: str, dtype: torch.dtype) -> ModuleType:
+def _kernels(kind: Literal["rows", "tiles"], device: str, dtype: torch.dtype) -> ModuleType:
     """Triton's where there is a GPU and Triton (which ships with PyTorch for CUDA), else torch's."""
     if device == "cuda" and dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
-        return importlib.import_module("trl_reasoning_distill.losses._triton_rows")
-    return _rows
+        return importlib.import_module(f"trl_reasoning_distill.losses._triton_{kind}")
+    return {"rows": _rows, "tiles": _tiles}[kind]
 
 
 def _no_tokens(hidden: Tensor) -> TokenValues:

@@ -7,7 +7,7 @@ log-sum-exp of all others. So the loss is a differentiable function of `entries 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -50,6 +50,11 @@ class LossSettings:
     on: str = "teacher"
     shared_ids: int | None = None
 
+    @property
+    def in_float32(self) -> bool:
+        """Whether whole rows of two models are subtracted: near convergence, 16 bits keep little of the difference."""
+        return self.reference_head is not None or (self.teacher_head is not None and self.top_k is None)
+
 
 @dataclass(frozen=True)
 class TokenTargets:
@@ -68,6 +73,11 @@ class TokenTargets:
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         parts.update({name: part[tokens] for name, part in parts.items() if part is not None})
         return TokenTargets(**parts)
+
+    def weighted(self, factor: Tensor) -> TokenTargets:
+        """The same with each weight times `factor`."""
+        names = ("sft_weight", "kd_weight", "kl_weight")
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
 
 
 class DenseTerms(NamedTuple):

@@ -291,8 +291,15 @@ def _check_ids(targets: TokenTargets, vocab: int) -> None:
     if targets.reference is not None:
         ids["reference.ids"] = targets.reference.ids
     for name, tensor in ids.items():
-        if tensor is not None and tensor.numel() and not 0 <= int(tensor.max()) < vocab and int(tensor.max()) != -1:
+        if tensor is None or not tensor.numel():
+            continue
+        largest = int(tensor.max())
+        if largest >= vocab:
             raise ValueError(
-                f"`{name}` holds the id {int(tensor.max())}, but the head knows {vocab} tokens. Were the targets made "
+                f"`{name}` holds the id {largest}, but the head knows {vocab} tokens. Were the targets made "
                 "for another vocabulary? Align them to the student's first."
+            )
+        if name == "labels" and int(tensor.min()) < 0:
+            raise ValueError(
+                f"`labels` holds {int(tensor.min())}, which is no token. Only {IGNORED_LABEL} marks a position that is not supervised."
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trl_reasoning_distill.losses._matmul import product
 from trl_reasoning_distill.losses.divergence import accumulator
 
 if TYPE_CHECKING:
@@ -90,10 +91,17 @@ class Head(NamedTuple):
         bias = None if self.bias is None else self.bias.detach()[:vocab].to(dtype)
         return self._replace(weight=self.weight.detach()[:vocab].to(dtype), bias=bias)
 
-    def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
-        """The logits, as the model's own forward pass rounds them."""
+    def logits(
+        self, hidden: Float[Tensor, "tokens hidden"], *, in_float32: bool = False
+    ) -> Float[Tensor, "tokens vocab"]:
+        """The logits as the model's own forward pass rounds them, or `in_float32`, where 16 bits do not tell two models apart."""
         weight, bias = self.weight, self.bias
-        logits = torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
+        if in_float32 and hidden.dtype != accumulator(hidden.dtype):
+            logits = product(hidden, weight.t())
+            if bias is not None:
+                logits += bias
+        else:
+            logits = torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
         return self.transform_(logits)
 
     def named_logits(
