@@ -118,7 +118,7 @@ def test_reverse_kl_to_a_sharp_teacher_against_dense_float64(
     gradient = torch.cat([parameter.grad.flatten() for parameter in exact.parameters()])
 
     options = {"max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1.0, "kd_temperature": 1.0}
-    options |= {"top_k": top_k, "kd_divergence": "reverse_kl", "teacher_logits": str(store)}
+    options |= {"kd_top_k": top_k, "kd_divergence": "reverse_kl", "teacher_logits": str(store)}
     without = distill(model=tiny.make_model(), **options, kd_weight=0.0)
     trainer = distill(model=tiny.make_model(), **options, kd_weight=1.0)
     measured = weights(without) - weights(trainer)
