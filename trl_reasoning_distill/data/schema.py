@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 RecordT = TypeVar("RecordT", bound="Record")
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 VerdictStatus = Literal["correct", "incorrect", "undecided"]
 Message = dict[str, Any]
 
@@ -260,7 +260,7 @@ class Prediction(Record):
         reference_steps: Steps of `Problem.solution`, where there is one.
         prompt: The conversation that asked.
         completion: The model's text, special tokens removed.
-        finish_reason: As of a `Trace`.
+        finish_reason: As of a `Trace`; `"error"` where a server gave no answer. That is undecided, with what the server said as the reason.
         num_tokens: As of a `Trace`.
         prompt_tokens: As of a `Trace`.
         seconds: The request's latency on a server; its share of the batch's time in this process.

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Verdict
-from trl_reasoning_distill.teacher.sampling import GenerationOutput
+from trl_reasoning_distill.teacher.sampling.loop import Sample
 from trl_reasoning_distill.terminal import DIM, paint, printable, wrapped
-from trl_reasoning_distill.verification.verify import verify_answer
 
 MIN_COLUMN = 34  # narrower columns than this stand below each other
 _GAP = " │ "
@@ -43,20 +42,20 @@ class Reply:
     note: str
 
 
-def make_reply(name: str, output: GenerationOutput, response_format: ReasoningFormat, gold: str | None) -> Reply:
-    """Part a completion into thought and answer, and verify the answer if there is one to compare with."""
+def make_reply(name: str, sample: Sample, response_format: ReasoningFormat) -> Reply:
+    """A completion as thought and answer, with its verdict if there is a gold answer."""
+    output, verdict = sample.output, sample.verdict
     parsed = response_format.parse(output.text)
     reasoning, text = parsed.reasoning or "", parsed.answer or ""
     if not text:  # nothing that its format calls an answer: show what there is
         reasoning, text = ("", output.text) if not reasoning else (reasoning, "")
-    verdict = verify_answer(output.text, gold)
     cut = ", cut at the token limit" if output.finish_reason == "length" else ""
     return Reply(
         name=name,
         reasoning=printable(reasoning),
         text=printable(text),
         extracted_answer=printable(verdict.extracted or "") or None,
-        verdict=verdict if gold is not None else None,
+        verdict=verdict if sample.problem.answer is not None else None,
         note=f"{output.num_tokens} tokens, {output.seconds:.1f} s{cut}",
     )
 

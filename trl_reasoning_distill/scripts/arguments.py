@@ -117,6 +117,10 @@ class SamplingArguments:
     top_p: PositiveShare = option(1.0, "Keep the smallest set of tokens with this probability; 1 keeps all.")
     top_k: CountOrZero = option(0, "Keep this many tokens; 0 keeps all.")
     seed: CountOrZero = option(0, "Seed of sampled completions.")
+    stop: list[str] | None = option(
+        None,
+        "A completion ends before these texts. Default: where the model begins a question of its own; an empty text: nowhere.",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -129,7 +133,8 @@ class SamplingArguments:
         """
         from trl_reasoning_distill.teacher.sampling import SamplingConfig
 
-        return SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+        stop = None if self.stop is None else tuple(text for text in self.stop if text)
+        return SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k, stop)
 
 
 @dataclass

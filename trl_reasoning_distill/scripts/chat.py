@@ -95,14 +95,22 @@ def ask(
     seed: int = 0,
 ) -> list[Reply]:
     """The replies of all models to one question."""
+    from trl_reasoning_distill.data.schema import Problem
     from trl_reasoning_distill.evaluation.side_by_side import make_reply
-    from trl_reasoning_distill.teacher.sampling import GenerationRequest, sample_seed
+    from trl_reasoning_distill.teacher.sampling.loop import draw_and_judge
 
-    request = GenerationRequest("question", response_format.messages(question), sample_seed(question, 0, seed))
+    asked = Problem(id=question, question=question, answer=gold, source="chat")
     replies = []
     for role, engine in engines.items():
-        ((_, output),) = engine.generate([request], sampling)
-        replies.append(make_reply(role, output, response_format, gold))
+        ((sample,),) = draw_and_judge(
+            engine,
+            [[(asked, 0)]],
+            lambda problem: response_format.messages(problem.question),
+            sampling,
+            response_format=response_format,
+            seed=seed,
+        )
+        replies.append(make_reply(role, sample, response_format))
     return replies
 
 

@@ -6,7 +6,7 @@
 In YAML, `models` is a mapping (`base: path`) or a list (`- base=path`). A model may be a folder, a hub name, or an adapter; with
 `openai:NAME` or `vllm:NAME` it is asked through that engine; a mapping gives it engine options of its own:
 `teacher: {model: NAME, engine: openai, base_url: …}`, `small: {model: PATH, quantization: 4bit}`. Names such as `sft@0` and `sft@1`
-are runs of one model. Writes `predictions.jsonl` (prompt, output, extracted answer, verdict with its reason, tokens, time,
+are runs of one model. Writes `predictions.jsonl` (prompt, completion, extracted answer, verdict with its reason, tokens, time,
 log-probability) and `metrics.json` (accuracy with a 95 % interval, rates of cut, missing and undecided answers, by kind, form of the
 reasoning, calibration; with `--num_samples` also pass@k and maj@k). A killed run goes on where it stopped. `--export` writes the
 results in the format of another harness too. Then run `report`.

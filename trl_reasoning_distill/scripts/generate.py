@@ -3,8 +3,8 @@
     accelerate launch recipes/generate.py --config recipes/quickstart/generate.yaml
     trl-distill generate --teacher Qwen/Qwen2.5-7B-Instruct --source gsm8k --num_samples 4 --temperature 0.8 --output_dir runs/x/generate
 
-Writes `problems.jsonl` (what was asked) and `traces.jsonl` (what was written: question, gold answer, completion, how it
-ended, tokens, seed) to `output_dir`. A killed run goes on where it stopped, also with another number of processes, and makes
+Writes `problems.jsonl` (what was asked), `traces.jsonl` (what was written: question, gold answer, completion, how it
+ended, tokens, seed) and, where a server refused or failed, `failures.jsonl` to `output_dir`. A killed run goes on where it stopped, also with another number of processes, and makes
 the same traces. `until_verified: 1` with `max_samples: 8` draws further samples only for problems without a right one yet.
 It ends with what that took: tokens, time, and with the server's prices what it cost. Then run `verify`.
 """
@@ -120,8 +120,9 @@ class Generate(Stage):
         if not self.state.is_main_process:
             return {}, ""
         cost = (counts["prompt_tokens"] * options.input_price + counts["tokens"] * options.output_price) / 1e6
+        failed = f"{counts['failed']} without an answer (see failures.jsonl) · " if counts["failed"] else ""
         return counts | ({"cost": round(cost, 6)} if cost else {}), (
-            f"{counts['traces']} traces for {counts['problems']} problems · {counts['cut']} cut at {self.sampling.max_new_tokens} tokens · "
+            f"{counts['traces']} traces for {counts['problems']} problems · {failed}{counts['cut']} cut at {self.sampling.max_new_tokens} tokens · "
             f"{counts['tokens']:,} tokens in {timedelta(seconds=round(counts['seconds']))} ({counts['tokens_per_second']:,.0f} tokens/s)"
             + (f" · cost {cost:,.2f}" if cost else "")
         )

@@ -120,12 +120,12 @@ class EngineArguments(ServerOptions, LoadingOptions):
     max_batch_tokens: Count = option(
         65536, "[transformers] Most tokens in a batch, prompts and completions together; lower it when memory runs out."
     )
-    batching: str = option(
-        "auto", "[transformers] continuous, static, or auto: continuous on a CUDA device with FlashAttention."
-    )
     tensor_parallel_size: Count = option(1, "[vllm] GPUs that share one model.")
     gpu_memory_utilization: PositiveShare = option(0.9, "[vllm] Share of each GPU's memory to use.")
     max_model_len: Count | None = option(None, "[vllm] Context length; default: the model's.")
+    leave_out: list[str] = option(
+        [], "[openai] What is not sent, for a server that refuses it: max_tokens, temperature, top_p, seed."
+    )
     chat_template_kwargs: JsonMapping | None = option(
         None, 'Variables for the chat template, such as {"enable_thinking": true}.'
     )
@@ -155,12 +155,13 @@ class EngineArguments(ServerOptions, LoadingOptions):
         kind = kind or self.engine
         allowed = _option_names(_factory(kind))
         options = {}
-        for field in dataclasses.fields(EngineArguments):
-            name, value = self._renamed.get(field.name, field.name), getattr(self, field.name)
+        untouched = EngineArguments()
+        for field in (each.name for each in dataclasses.fields(EngineArguments)):
+            name, value = self._renamed.get(field, field), getattr(self, field)
             if name in allowed:
                 options[name] = value
-            elif value != field.default and field.name != "engine" and kind == self.engine:
+            elif value != getattr(untouched, field) and field != "engine" and kind == self.engine:
                 raise ValueError(
-                    f"{field.name}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
+                    f"{field}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
                 )
         return make_engine(kind, model, **options)
