@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from trl_reasoning_distill import hub
 from trl_reasoning_distill.data.files import read_jsonl
-from trl_reasoning_distill.pipeline import RecipeStage, check_options, unfinished_inputs
+from trl_reasoning_distill.pipeline import RecipeStage, checked_command, unfinished_inputs
 from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.scripts import STAGES, source
 from trl_reasoning_distill.scripts.command import Command
@@ -79,7 +79,7 @@ class ExaminedStage:
 
     def __init__(self, item: RecipeStage, run_folder: Path) -> None:
         self.item, self.run_folder = item, run_folder
-        check_options(item)
+        checked_command(item)
         self.module = importlib.import_module(f"trl_reasoning_distill.scripts.{item.script}")
         command = Command(["--dry_run"], item.options, str(item.source)).checked(item.script, warn=False)
         # What only a GPU can do is refused on a machine without one, unless a training was told to run on the CPU
