@@ -138,9 +138,9 @@ def runs_on_cpus() -> bool:
 
     accelerate has to be told, or each of them takes itself for the only one: `accelerate launch` does not hand `use_cpu: true` on to several
     processes. A training is told by its option `use_cpu`, and not by accelerate's environment variable, which would also
-    make accelerate run DDP in DeepSpeed's place without a word.
+    make accelerate run DDP in DeepSpeed's place without a word; where that is set, it is left to decide.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "ACCELERATE_USE_CPU" in os.environ:
         return False
     import torch
 

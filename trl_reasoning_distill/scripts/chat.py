@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from trl_reasoning_distill.evaluation.models import ModelSpec
-from trl_reasoning_distill.options import check_options, option
+from trl_reasoning_distill.options import Options, option
 from trl_reasoning_distill.scripts.arguments import PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.command import Command, is_main_process
 from trl_reasoning_distill.scripts.stage import command_main, parse_stage, parser_of, warn_of_remote_code
@@ -36,7 +36,7 @@ _PROMPT = "question> "
 
 
 @dataclass(kw_only=True)
-class ChatArguments:
+class ChatArguments(Options):
     """Who is asked, and what."""
 
     student: str = option(help="The student: folder, hub name, adapter, or engine:name.")
@@ -46,7 +46,7 @@ class ChatArguments:
     color: Literal["auto", "always", "never"] = option("auto", "auto (in a terminal), always or never.")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.gold is not None and self.question is None:
             raise ValueError(
                 f"gold is the answer to a question: give one, or write it as `QUESTION {GOLD_MARK} ANSWER`."

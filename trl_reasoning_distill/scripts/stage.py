@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from trl_reasoning_distill.data.files import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError
-from trl_reasoning_distill.options import check_options, option
+from trl_reasoning_distill.options import Options, option
 from trl_reasoning_distill.processes import (
     COMMAND_VARIABLE,
     InterruptedBySignal,
@@ -78,14 +78,11 @@ Outcome = tuple[Mapping[str, int | float], str]
 
 
 @dataclass(kw_only=True)
-class TrainingStageArguments:
+class TrainingStageArguments(Options):
     """Options of every stage. Training stages take `output_dir` from `TrainingArguments`, so it is not here."""
 
     dry_run: bool = option(False, "Check the options and the inputs, show what would be done, and stop.")
     overwrite: bool = option(False, "First remove what an earlier run of a stage has left in the output folder.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_reasoning_distill.options import Count, check_options, option
+from trl_reasoning_distill.options import Count, Options, option
 from trl_reasoning_distill.scripts.command import Command
 from trl_reasoning_distill.scripts.stage import command_main, parse_stage, parser_of
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class StoreArguments:
+class StoreArguments(Options):
     """Which store, and what to do with it."""
 
     action: Literal["inspect", "verify", "audit"] = option(
@@ -43,9 +43,6 @@ class StoreArguments:
     plot: str | None = option(None, "[audit] File for a plot, such as audit.png.")
     dry_run: bool = option(False, "[audit] List which rows the teacher would read again, show two, and stop.")
     trust_remote_code: bool = option(False, "[audit] Run code that comes with a hub model. Off unless you trust it.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 make_parser = parser_of(StoreArguments)

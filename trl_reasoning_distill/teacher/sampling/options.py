@@ -14,9 +14,9 @@ from trl_reasoning_distill.options import (
     CountOrZero,
     JsonMapping,
     OneOf,
+    Options,
     Positive,
     PositiveShare,
-    check_options,
     option,
 )
 from trl_reasoning_distill.teacher.sampling.base import Engine
@@ -65,7 +65,7 @@ def _option_names(factory: Callable[..., Any]) -> set[str]:
 
 
 @dataclasses.dataclass
-class LoadingOptions:
+class LoadingOptions(Options):
     """How a model is loaded in this process."""
 
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
@@ -85,7 +85,7 @@ class LoadingOptions:
 
 
 @dataclasses.dataclass
-class ServerOptions:
+class ServerOptions(Options):
     """How a model on a server is asked."""
 
     base_url: str | None = option(
@@ -131,9 +131,6 @@ class EngineArguments(ServerOptions, LoadingOptions):
     )
 
     _renamed: ClassVar[dict[str, str]] = {"model_revision": "revision"}
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     @staticmethod
     def option_names(kind: str) -> set[str]:
