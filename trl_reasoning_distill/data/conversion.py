@@ -16,15 +16,13 @@ Prompts that ask for the tags of the data's own format (OpenThoughts' system pro
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from trl_reasoning_distill.data.formatting import ReasoningFormat, last_boxed
+from trl_reasoning_distill.data.formatting import ReasoningFormat, last_boxed, split_marked_answer
 
 Row = Mapping[str, Any]
 
-_CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _OPEN_THOUGHTS = ReasoningFormat("openthoughts", "<|begin_of_thought|>", "<|end_of_thought|>")
 _TAGGED = (ReasoningFormat.preset("think"), _OPEN_THOUGHTS)
 _SOLUTION_TAGS = ("<|begin_of_solution|>", "<|end_of_solution|>")
@@ -71,11 +69,6 @@ class ConvertedRows:
 
     rows: list[dict[str, Any]]
     rejected: list[tuple[int, str]]
-
-
-def remove_calculator_marks(text: str) -> str:
-    """GSM8K's text without its calculator marks: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
-    return _CALCULATOR_MARK.sub("", text)
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
@@ -149,13 +142,8 @@ def _numinamath_qwq(row: Row) -> list[Demonstration]:
 
 
 def _gsm8k(row: Row) -> list[Demonstration]:
-    solution, marker, answer = _text(row, "answer").rpartition("####")
-    answer = answer.strip().replace(",", "")
-    if not (marker and answer):
-        raise ValueError("the answer has no #### line")
-    return [
-        Demonstration(_text(row, "question"), remove_calculator_marks(solution).strip() or None, answer, answer),
-    ]
+    solution, answer = split_marked_answer(_text(row, "answer"))
+    return [Demonstration(_text(row, "question"), solution or None, answer, answer)]
 
 
 def _question_answer(row: Row) -> list[Demonstration]:

@@ -29,6 +29,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+ANSWER_MARK = "####"
+"""What GSM8K writes before an answer."""
+
+_CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
@@ -236,12 +240,30 @@ def last_boxed(text: str) -> tuple[int, int, int] | None:
     return last[0] if last else None
 
 
+def split_marked_answer(text: str) -> tuple[str, str]:
+    """A solution in GSM8K's form as its steps and the answer after its last `####`, without thousands separators or calculator marks.
+
+    Raises:
+        ValueError: If nothing is marked: the whole text is never taken for the answer.
+    """
+    solution, mark, answer = text.rpartition(ANSWER_MARK)
+    answer = answer.strip().replace(",", "")
+    if not (mark and answer):
+        raise ValueError(f"the answer has no {ANSWER_MARK} line")
+    return remove_calculator_marks(solution).strip(), answer
+
+
+def remove_calculator_marks(text: str) -> str:
+    """GSM8K's text without its calculator marks: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
+    return _CALCULATOR_MARK.sub("", text)
+
+
 PRESETS: Mapping[str, ReasoningFormat] = {
     "think": ReasoningFormat("think", open_tag="<think>", close_tag="</think>"),
     "gsm8k": ReasoningFormat(
         "gsm8k",
         gap="\n",
-        answer_prefix="#### ",
+        answer_prefix=f"{ANSWER_MARK} ",
         system_prompt="Solve the problem step by step. Then write a last line with #### and the final answer, a number without its unit.",
     ),
     "boxed": ReasoningFormat(

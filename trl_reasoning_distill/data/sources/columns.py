@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from trl_reasoning_distill.data.formatting import last_boxed
+from trl_reasoning_distill.data.formatting import last_boxed, split_marked_answer
 from trl_reasoning_distill.data.sources.base import Fields, number_text
 
 
@@ -19,7 +19,7 @@ def boxed(text: str) -> str | None:
 ANSWER_RULES: Mapping[str, Callable[[str], str | None]] = {
     "as_is": str.strip,
     "optional": str.strip,
-    "gsm8k": lambda text: text.rpartition("####")[2].strip().replace(",", ""),
+    "gsm8k": lambda text: split_marked_answer(text)[1],
     "boxed": boxed,
     "number": number_text,
 }

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trl_reasoning_distill.data.conversion import Demonstration, convert_row, remove_calculator_marks
+from trl_reasoning_distill.data.conversion import Demonstration, convert_row
+from trl_reasoning_distill.data.formatting import ANSWER_MARK, split_marked_answer
 from trl_reasoning_distill.data.sources.base import Fields, SourceSpec, Split, number_text
 from trl_reasoning_distill.data.sources.columns import boxed
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME
@@ -18,14 +19,12 @@ _MANY_STEPS = 8
 
 
 def _gsm8k(row: Fields) -> dict[str, Any]:
-    solution, marker, answer = row["answer"].rpartition("####")
-    if not marker:
-        raise ValueError("the answer has no #### line")
-    steps = solution.count("<<")
+    solution, answer = split_marked_answer(row["answer"])
+    steps = row["answer"].count("<<")
     return {
         "question": row["question"],
-        "answer": answer.strip().replace(",", ""),
-        "solution": remove_calculator_marks(solution).strip(),
+        "answer": answer,
+        "solution": solution,
         "kind": f"{min(steps, _MANY_STEPS)}{'+' if steps >= _MANY_STEPS else ''} steps",
     }
 
@@ -38,10 +37,11 @@ def _gsm_plus(row: Fields) -> dict[str, Any]:
     """The perturbation "critical thinking" asks what cannot be answered: its answer is the text "None"."""
     if str(row["answer"]).strip().lower() == "none":
         raise ValueError(f"it has no answer ({row['perturbation_type']}): the question lacks what it would need")
+    solution = split_marked_answer(row["solution"])[0] if ANSWER_MARK in row["solution"] else None
     return {
         "question": row["question"],
         "answer": number_text(row["answer"]),
-        "solution": remove_calculator_marks(row["solution"]).rpartition("####")[0].strip() or None,
+        "solution": solution or None,
         "kind": row["perturbation_type"],
     }
 
