@@ -6,21 +6,23 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from trl_reasoning_distill.data.formatting import last_boxed, split_marked_answer
+from trl_reasoning_distill.data.formatting import answer_boxed, split_marked_answer
 from trl_reasoning_distill.data.sources.base import Fields, number_text
 
 
-def boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{}`."""
-    box = last_boxed(text)
-    return text[box[1] : box[2]].strip() if box else None
+
+def _boxed(text: str) -> str:
+    answer = answer_boxed(text, strict=True)
+    if answer is None:
+        raise ValueError("the solution boxes no answer")
+    return answer
 
 
 ANSWER_RULES: Mapping[str, Callable[[str], str | None]] = {
     "as_is": str.strip,
     "optional": str.strip,
     "gsm8k": lambda text: split_marked_answer(text)[1],
-    "boxed": boxed,
+    "boxed": _boxed,
     "number": number_text,
 }
 """How the answer's column becomes the answer: as it stands (`optional`: if it is there), after GSM8K's `####`, from the last `\\boxed{}`, or

@@ -5,15 +5,17 @@ A new one is one function from row to problem fields and one `SourceSpec` in `_S
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from trl_reasoning_distill.data.conversion import Demonstration, convert_row
-from trl_reasoning_distill.data.formatting import ANSWER_MARK, split_marked_answer
+from trl_reasoning_distill.data.formatting import ANSWER_MARK, answer_boxed, split_marked_answer
 from trl_reasoning_distill.data.sources.base import Fields, SourceSpec, Split, number_text
-from trl_reasoning_distill.data.sources.columns import boxed
+from trl_reasoning_distill.data.sources.columns import ANSWER_RULES
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME
 
+_EXAM_ANSWER = re.compile(r"[\s$\['\"]*(\d{1,3})(?:\.0)?(?:\^\{?\\circ\}?|°)?[\s$\]'\"]*")
 _MANY_STEPS = 8
 """GSM8K problems with at least this many steps are of one kind."""
 
@@ -75,12 +77,9 @@ def _as_sentences(body: str, question: str) -> str:
 
 
 def _math(row: Fields) -> dict[str, Any]:
-    answer = boxed(row["solution"])
-    if answer is None:
-        raise ValueError("the solution boxes no answer")
     return {
         "question": row["problem"],
-        "answer": answer,
+        "answer": ANSWER_RULES["boxed"](row["solution"]),
         "solution": row["solution"],
         "kind": f"{row['type']}, {row['level'].lower()}",
     }
@@ -97,11 +96,12 @@ def _math500(row: Fields) -> dict[str, Any]:
 
 
 def _aime(row: Fields) -> dict[str, Any]:
-    """Answers are the integers from 0 to 999, in the exam with leading zeros."""
-    answer = number_text(row["answer"])
-    if not answer.isdecimal() or int(answer) > 999:
+    r"""Answers are the integers from 0 to 999, in the exam with leading zeros; some copies box them or add `^\circ`."""
+    text = str(row["answer"])
+    match = _EXAM_ANSWER.fullmatch(answer_boxed(text) or text)
+    if match is None:
         raise ValueError(f"the answer {row['answer']!r} is no integer from 0 to 999")
-    return {"question": row["problem"], "answer": answer, "solution": row.get("solution")}
+    return {"question": row["problem"], "answer": str(int(match[1])), "solution": row.get("solution")}
 
 
 def _worked(demonstration: Demonstration) -> dict[str, Any]:
