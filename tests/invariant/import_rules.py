@@ -36,7 +36,7 @@ LIVE_TEACHER = ("teacher.context", "teacher.scoring", "teacher.sampling")  # ask
 RULES = {
     "data": Rule(internal=("extras", "terminal"), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
-    "teacher": Rule(internal=("data", "verification", "losses.topk", "extras", "processes"), banned=TRL),
+    "teacher": Rule(internal=("data", "verification", "losses.topk", "extras", "hub", "processes"), banned=TRL),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(
         internal=(
@@ -47,6 +47,7 @@ RULES = {
             "data",
             "verification",
             "extras",
+            "hub",
             "processes",
         )
     ),
@@ -62,15 +63,26 @@ RULES = {
             "trainer",
             "evaluation",
             "extras",
+            "hub",
             "processes",
             "terminal",
         )
     ),
     "processes": Rule(internal=(), only=frozenset({"accelerate", "torch"})),
+    "hub": Rule(internal=(), only=frozenset({"transformers"})),
     "extras": Rule(internal=(), only=frozenset()),
     "terminal": Rule(internal=(), only=frozenset()),
     "doctor": Rule(
-        internal=("scripts", "pipeline", "data", "teacher.store.vocabulary", "teacher.sampling", "losses", "terminal"),
+        internal=(
+            "scripts",
+            "pipeline",
+            "data",
+            "hub",
+            "teacher.store.vocabulary",
+            "teacher.sampling",
+            "losses",
+            "terminal",
+        ),
         banned=TRL,
     ),
     "shipped": Rule(internal=(), only=frozenset({"yaml"})),

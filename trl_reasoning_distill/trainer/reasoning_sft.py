@@ -21,6 +21,7 @@ from torch import Tensor
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
 from trl_reasoning_distill.teacher.store import TopKStore
@@ -326,7 +327,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     ) -> LossBatch:
         targets = labels[:, 1:].reshape(-1).to(device)
         if num_items_in_batch is None:
-            scale = 1.0 / (targets != -100).sum().clamp(min=1)
+            scale = 1.0 / is_supervised(targets).sum().clamp(min=1)
         else:
             scale = 1.0 / torch.as_tensor(num_items_in_batch, device=device).clamp(min=1)
             # The count is of all ranks' tokens, and DDP averages over ranks

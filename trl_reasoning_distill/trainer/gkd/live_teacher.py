@@ -18,14 +18,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, align_module_device, has_offloaded_params, is_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from trl_reasoning_distill.data.tokenization import is_supervised
+from trl_reasoning_distill.hub import context_length, load_tokenizer
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.sampling.transformers import quantization_config
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
-from trl_reasoning_distill.trainer.gkd.rows import is_supervised, unpad
+from trl_reasoning_distill.trainer.gkd.rows import unpad
 from trl_reasoning_distill.trainer.reference import Reference
 from trl_reasoning_distill.trainer.trl_bridge import (
     LanguageHead,
@@ -71,15 +73,13 @@ def load_teacher_tokenizer(args: Any, teacher: Any) -> Any:
         args.teacher_model_name_or_path if teacher is None else teacher if isinstance(teacher, str) else None
     )
     name = name or getattr(getattr(teacher, "config", None), "_name_or_path", "")
-    try:
-        if not name:
-            raise OSError("the model does not say where it was loaded from")
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"No tokenizer of the teacher could be loaded ({str(error).strip().splitlines()[0]}). It is needed to know which ids teacher and "
-            "student share: pass it as teacher_tokenizer, or name it with teacher_tokenizer_name_or_path."
-        ) from None
+    advice = (
+        "It is needed to know which ids teacher and student share: pass it as teacher_tokenizer, or name it with "
+        "teacher_tokenizer_name_or_path."
+    )
+    if not name:
+        raise ValueError(f"The teacher was given as a model without a name, so its tokenizer is not known. {advice}")
+    return load_tokenizer(name, trust_remote_code=args.trust_remote_code, advice=advice)
 
 
 def load_teacher(name: str, args: Any, accelerator: Accelerator) -> PreTrainedModel:
@@ -215,7 +215,7 @@ class ModelTeacher:
         self.accelerator, self.support = accelerator, support
         base: Any = model
         self.model: PreTrainedModel = base.get_base_model() if is_peft_model(base) else base
-        self.context_length = context_length(self.model)
+        self.context_length = context_length(self.model.config)
         model.eval().requires_grad_(False)
         _add_hidden_only(self.model)
         self.wrapped: Any = place(model, accelerator)
@@ -270,7 +270,7 @@ class FormerSelf:
 
     def __init__(self, reference: Reference, student: PreTrainedModel, support: Support, writer: Any) -> None:
         self.reference, self.student, self.support, self._writer = reference, student, support, writer
-        self.context_length = context_length(student)
+        self.context_length = context_length(student.config)
 
     def read(self, batch: TeacherBatch) -> TeacherBatch:
         """See `LiveTeacher.read`: only inside the student's forward can its own layers be run."""
@@ -340,11 +340,6 @@ def linear_teacher(hidden: Tensor, head: LanguageHead, support: Support) -> Line
         logit_scale=head.logit_scale,
         logit_softcap=head.logit_softcap,
     )
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Most tokens in a row."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _add_hidden_only(model: PreTrainedModel) -> None:

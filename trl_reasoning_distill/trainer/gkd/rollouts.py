@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, is_supervised
 from trl_reasoning_distill.teacher.sampling.base import SamplingConfig
 from trl_reasoning_distill.teacher.sampling.transformers import SeededSampler, eos_token_ids, generation_mode
 from trl_reasoning_distill.trainer.gkd.rows import unpad
@@ -76,7 +76,7 @@ class Tally:
         self.written += by_student
         self.completions += len(written)
         self.truncated += sum(completion.is_truncated for completion in written)
-        self.dropped += sum(all(label == IGNORE_INDEX for label in row["labels"]) for row in rows)
+        self.dropped += sum(not any(map(is_supervised, row["labels"])) for row in rows)
         self.tokens += sum(len(completion.ids) for completion in written)
 
     def metrics(self, accelerator: Accelerator) -> dict[str, float]:
@@ -141,7 +141,7 @@ class Writer:
             bound = types.SimpleNamespace(generate=functools.partial(model.generate, **options))
             ids, _, labels = self.generate(bound, {"prompts": prompts, "prompt_attention_mask": mask}, config)
         ends = set(config.eos_token_id)
-        written = [row[label != IGNORE_INDEX].tolist() for row, label in zip(ids, labels, strict=True)]
+        written = [row[is_supervised(label)].tolist() for row, label in zip(ids, labels, strict=True)]
         return [as_completion(row, ends, room) for row, room in zip(written, rooms, strict=True)]
 
     def _seed(self, prompt: Sequence[int], step: int) -> int:

@@ -18,8 +18,8 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import AutoConfig
 
+from trl_reasoning_distill.hub import context_length, load_config
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference
 from trl_reasoning_distill.teacher.context import TeacherContext
 from trl_reasoning_distill.trainer.callbacks import show_samples
@@ -32,7 +32,6 @@ from trl_reasoning_distill.trainer.gkd.live_teacher import (
     Support,
     Targets,
     TeacherBatch,
-    context_length,
     count_shared_ids,
     load_teacher,
     load_teacher_tokenizer,
@@ -197,10 +196,9 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             limit = self._reader.context_length
         elif given is None:
             name = str(args.teacher_model_name_or_path)
-            config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-            limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+            limit = context_length(load_config(name, trust_remote_code=args.trust_remote_code))
         else:
-            limit = given.context_length if hasattr(given, "targets") else context_length(given)
+            limit = given.context_length if hasattr(given, "targets") else context_length(given.config)
         self._teacher_limit = limit or 0
 
     def make_teacher(self) -> LiveTeacher:
@@ -345,7 +343,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
 
     def _room(self, prompt: int, teacher_prompt: int) -> int:
         """Tokens that a completion may have."""
-        limits = [(self.args.max_length, prompt), (context_length(self._student), prompt)]
+        limits = [(self.args.max_length, prompt), (context_length(self._student.config), prompt)]
         limits.append((self._teacher_limit or None, teacher_prompt))
         return min([self.args.max_new_tokens, *(limit - used for limit, used in limits if limit is not None)])
 
