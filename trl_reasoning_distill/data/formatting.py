@@ -279,8 +279,7 @@ def _outermost_boxes(text: str) -> list[tuple[int, int, int, int]]:
         while found and found[-1][0] > start:  # stood inside this one
             found.pop()
         found.append((start, content, end, end + 1))
-    for match in _BARE_BOX.finditer(text):
-        found.append((match.start(), *match.span(1), match.end()))
+    found.extend((match.start(), *match.span(1), match.end()) for match in _BARE_BOX.finditer(text))
     found.sort()
     return [box for before, box in zip([(0, 0, 0, 0), *found], found, strict=False) if box[0] >= before[3]]
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trl_reasoning_distill.data.conversations import (
     CONVERSATION_COLUMNS,
@@ -31,7 +33,7 @@ from trl_reasoning_distill.data.conversations import (
     write_thought,
 )
 from trl_reasoning_distill.data.formatting import ReasoningFormat, answer_boxed
-from trl_reasoning_distill.data.row_files import without_nulls
+from trl_reasoning_distill.data.row_files import FILE_SUFFIXES, read_rows, without_nulls
 from trl_reasoning_distill.data.schema import TrainingRow
 from trl_reasoning_distill.data.shapes import (
     GOLD_COLUMNS,
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = Mapping[str, Any]
+Rows: TypeAlias = "list[dict[str, Any]] | Dataset"
+"""Rows as they are published: of a file, or of a dataset."""
 
 PUBLISHED = ("prompt_completion", "messages", "alpaca", "text", "tokens")
 SHAPES = (*PUBLISHED, *WORKED)
@@ -60,6 +64,9 @@ _INSTRUCTIONS, _OUTPUTS = ("instruction", "query"), ("output", "response")
 _CHARACTERS = re.compile("[\x00\ud800-\udfff]")
 _OWN_TEMPLATE_OPTIONS = ("tokenize", "return_dict", "add_generation_prompt", "continue_final_message", "return_tensors", "messages", "conversation")  # fmt: skip
 _LISTED = 3
+
+ROW_NUMBER = "row_number_in_file"
+"""Column with the number that a row has in its file, from 1."""
 
 
 class HostileRowError(ValueError):
@@ -76,6 +83,7 @@ class Reading:
         generations: At most this many correct generations of a row that holds several.
         every_reply: Keep a conversation whole (`messages`), for a loss on each of its replies.
         needs_reply: Refuse a row without a reply; otherwise its completion is empty.
+        text_field: The column that holds plain text.
     """
 
     form: ReasoningFormat
@@ -83,10 +91,13 @@ class Reading:
     generations: int = 1
     every_reply: bool = False
     needs_reply: bool = True
+    text_field: str = "text"
 
     def __post_init__(self) -> None:
         if self.shape not in ("auto", "none", *SHAPES, *_ALSO):
-            raise ValueError(f"Unknown data_shape {self.shape!r}; there are auto, none, {', '.join((*SHAPES, *_ALSO))}.")
+            raise ValueError(
+                f"Unknown data_shape {self.shape!r}; there are auto, none, {', '.join((*SHAPES, *_ALSO))}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,19 +146,18 @@ class Shapes:
 
     Args:
         rows: All rows.
-        wanted: The shape that was asked for.
-        numbers: The rows' numbers, from 1 if they are not given.
+        reading: How they are to be read.
 
     Raises:
         HostileRowError: If a row brings a chat template, or sets how templates are called.
     """
 
-    def __init__(self, rows: Iterable[Row], wanted: str = "auto", numbers: Sequence[int] | None = None) -> None:
-        self._wanted = _ALSO.get(wanted, wanted)
+    def __init__(self, rows: Iterable[Row], reading: Reading) -> None:
+        self._reading = reading
         counts: Counter[str | None] = Counter()
         self.is_ready = True
         for index, row in enumerate(rows):
-            _refuse_template(row, numbers[index] if numbers is not None else index + 1)
+            _refuse_template(row, row.get(ROW_NUMBER, index + 1))
             self.is_ready = self.is_ready and is_training_row(row)
             counts[self._own(row)] += 1
         # In a file of GSM8K or OpenThoughts a row without the mark is a damaged one, not one of another shape
@@ -175,7 +185,12 @@ class Shapes:
         return self._instead.get(name, name)
 
     def _own(self, row: Row) -> str | None:
-        return published_shape(row) if self._wanted == "none" else detect_shape(row) if self._wanted == "auto" else self._wanted
+        wanted = self._reading.shape
+        if wanted not in ("auto", "none"):
+            return _ALSO.get(wanted, wanted)
+        if not self._reading.needs_reply and isinstance(row.get("prompt"), str):
+            return "prompt_completion"
+        return detect_shape(row) if wanted == "auto" else published_shape(row)
 
 
 def published_shape(row: Row) -> str | None:
@@ -198,9 +213,13 @@ def detect_shape(row: Row) -> str | None:
     """The shape of a row by itself, from the columns that hold something and, where two shapes share them, its text."""
     held = {name.lower(): value for name, value in row.items() if value is not None}
     published, worked = published_shape(held), worked_shape(held)
-    if published in ("tokens", "prompt_completion") or (published == "messages" and worked not in ("openthoughts", "openr1_math")):
+    if published in ("tokens", "prompt_completion") or (
+        published == "messages" and worked not in ("openthoughts", "openr1_math")
+    ):
         return published
-    return published if published == "alpaca" and worked == "question_answer" else worked or published
+    if published == "alpaca" and worked == "question_answer":
+        return published
+    return worked or published or ("prompt_completion" if isinstance(held.get("prompt"), str) else None)
 
 
 def is_training_row(row: Row) -> bool:
@@ -224,21 +243,20 @@ def is_training_row(row: Row) -> bool:
     )
 
 
-def normalize_rows(rows: Iterable[Row], reading: Reading, numbers: Sequence[int] | None = None) -> NormalizedRows:
+def normalize_rows(rows: Iterable[Row], reading: Reading) -> NormalizedRows:
     """Rows to train on, from rows of any shape.
 
     Args:
-        rows: The rows as they were published; iterated twice.
+        rows: The rows as they were published, with `number_rows` if they are not all of a file; iterated twice.
         reading: How to read them.
-        numbers: Their numbers in the file, if they are not all of it.
 
     Raises:
         HostileRowError: As `Shapes`.
     """
-    shapes = Shapes(rows, reading.shape, numbers)
+    shapes = Shapes(rows, reading)
     made, origins, rejected = [], [], []
     for index, row in enumerate(rows):
-        number = numbers[index] if numbers is not None else index + 1
+        number = row.get(ROW_NUMBER, index + 1)
         try:
             found = normalize_row(row, shapes.of(row), reading)
         except ValueError as error:
@@ -263,10 +281,12 @@ def normalize_row(row: Row, shape: str, reading: Reading) -> list[dict[str, Any]
         made = [TrainingRow(**training_row(one, reading.form)).to_row() for one in found]
         used: frozenset[str] = frozenset(row)  # a published set's other columns are its own book-keeping
     else:
-        made = [_READERS[shape](row, reading)]
+        made = [_READERS[shape](row, reading).to_row()]
         used = _USED
     for each in made:
         _refuse_characters(each)
+        if "answer" not in row and each.get("answer") is None:
+            each.pop("answer", None)
     rest = {name: value for name, value in row.items() if name not in used and value is not None}
     return [{**rest, **each} for each in made]
 
@@ -274,22 +294,19 @@ def normalize_row(row: Row, shape: str, reading: Reading) -> list[dict[str, Any]
 # --- One function per published shape ---
 
 
-def _tokens(row: Row, reading: Reading) -> dict[str, Any]:
-    return dict(row)
-
-
-def _text(row: Row, reading: Reading) -> dict[str, Any]:
+def _text(row: Row, reading: Reading) -> TrainingRow:
     if not isinstance(row.get("text"), str) or not row["text"].strip():
         raise ValueError("its text is empty")
-    return {"text": row["text"]}
+    return TrainingRow(text=row["text"])
 
 
-def _prompt_completion(row: Row, reading: Reading) -> dict[str, Any]:
-    prompt, completion = row["prompt"], row["completion"]
+def _prompt_completion(row: Row, reading: Reading) -> TrainingRow:
+    prompt, completion = row["prompt"], row.get("completion")
+    completion = "" if completion is None and isinstance(prompt, str) else completion
     if isinstance(prompt, str) and isinstance(completion, str) and not (turns_of(prompt) and turns_of(completion)):
         if not completion.strip() and reading.needs_reply:
             raise ValueError("its completion is empty: there is no reply to learn")
-        return {"prompt": prompt, "completion": completion, **_beside(row)}
+        return TrainingRow(prompt=prompt, completion=completion, **_beside(row))
     messages = _as_messages(prompt, "user", reading.form)
     replies = _as_messages(completion, "assistant", reading.form)
     return _conversation(messages, replies, row, reading)
@@ -301,7 +318,7 @@ def _as_messages(value: Any, role: str, form: ReasoningFormat) -> list[Message]:
     return read_messages(value, form)
 
 
-def _messages(row: Row, reading: Reading) -> dict[str, Any]:
+def _messages(row: Row, reading: Reading) -> TrainingRow:
     column = next(name for name in (*CONVERSATION_COLUMNS, "prompt", "input") if turns_of(row.get(name)))
     messages = read_messages(row[column], reading.form)
     system = first_text(row, ("system", "system_prompt"))
@@ -313,7 +330,7 @@ def _messages(row: Row, reading: Reading) -> dict[str, Any]:
     return _conversation(messages, replies, row, reading)
 
 
-def _alpaca(row: Row, reading: Reading) -> dict[str, Any]:
+def _alpaca(row: Row, reading: Reading) -> TrainingRow:
     instruction, extra = first_text(row, _INSTRUCTIONS), row.get("input")
     if instruction is None:
         raise ValueError("its instruction is empty")
@@ -334,29 +351,39 @@ def _alpaca(row: Row, reading: Reading) -> dict[str, Any]:
 
 
 _READERS = {
-    "tokens": _tokens,
     "text": _text,
     "prompt_completion": _prompt_completion,
     "messages": _messages,
     "alpaca": _alpaca,
 }
 _USED = frozenset(
-    ("prompt", "completion", "answer", "text", "tools", "functions", "chat_template_kwargs", "system", "system_prompt", "history")
-    + ("input", "output", "reasoning", *CONVERSATION_COLUMNS, *_INSTRUCTIONS, *_OUTPUTS)
-)  # fmt: skip
+    {
+        *(
+            "prompt",
+            "completion",
+            "answer",
+            "text",
+            "tools",
+            "functions",
+            "chat_template_kwargs",
+            "system",
+            "system_prompt",
+        ),
+        *("history", "input", "output", "reasoning", *CONVERSATION_COLUMNS, *_INSTRUCTIONS, *_OUTPUTS),
+    }
+)
 
 
 def _reply_beside(row: Row, form: ReasoningFormat) -> str | None:
     """A reply in columns of its own beside the conversation, with its thought; `None` without one."""
-    reply, thought = first_text(row, (*REPLY_COLUMNS, "answer", "solution")), thought_of(row)
+    thought = thought_of(row)
+    reply = first_text(row, (*REPLY_COLUMNS, "answer", "solution") if thought else REPLY_COLUMNS)
     if reply is None:
         return None
-    return write_thought(thought[1], reply[1], form) if thought and thought[0] != reply[0] else reply[1]
+    return write_thought(thought[1], reply[1], form) if thought else reply[1]
 
 
-def _conversation(
-    messages: list[Message], replies: list[Message], row: Row, reading: Reading
-) -> dict[str, Any]:
+def _conversation(messages: list[Message], replies: list[Message], row: Row, reading: Reading) -> TrainingRow:
     """The training row of a conversation: its last reply is the completion, all before it the prompt."""
     whole = [*messages, *replies]
     start = len(messages) if replies else _last_reply(whole)
@@ -366,9 +393,9 @@ def _conversation(
             last = f"ends with a turn of {whole[-1]['role']}" if whole else "is empty"
             raise ValueError(f"the conversation {last}: there is no reply to learn")
         refuse_conversation_without_question(whole)
-        return {"prompt": whole, "completion": [{"role": "assistant", "content": ""}], **_beside(row)}
+        return TrainingRow(prompt=whole, completion=[{"role": "assistant", "content": ""}], **_beside(row))
     last = whole[-1]
-    if not last["content"].strip() and not last.get("tool_calls"):
+    if reading.needs_reply and not last["content"].strip() and not last.get("tool_calls"):
         raise ValueError("its last reply is empty: there is no reply to learn")
     last["content"] = in_format(last["content"], reading.form)
     refuse_conversation_without_question(whole[:start])
@@ -376,8 +403,8 @@ def _conversation(
     if beside.get("answer") is None and (answer := _gold(row, last["content"])):
         beside["answer"] = answer
     if reading.every_reply and not replies:
-        return {"messages": whole, **beside}
-    return {"prompt": whole[:start], "completion": whole[start:], **beside}
+        return TrainingRow(messages=whole, **beside)
+    return TrainingRow(prompt=whole[:start], completion=whole[start:], **beside)
 
 
 def _last_reply(messages: Sequence[Message]) -> int:
@@ -393,7 +420,9 @@ def _without_weightless(messages: list[Message], start: int) -> tuple[list[Messa
     """
     weights = [message.pop("weight", None) for message in messages]
     if any(weight is not None and weight not in (0, 1) for weight in weights):
-        raise ValueError(f"a turn has the weight {next(w for w in weights if w not in (None, 0, 1))!r}; known are 0 and 1")
+        raise ValueError(
+            f"a turn has the weight {next(w for w in weights if w not in (None, 0, 1))!r}; known are 0 and 1"
+        )
     if not messages or weights[-1] != 0:
         return messages, start
     learnt = [index for index, message in enumerate(messages) if message["role"] == "assistant" and weights[index] != 0]
@@ -487,7 +516,9 @@ def _refuse_characters(row: Row) -> None:
     for column in ("prompt", "completion", "messages", "text"):
         for text in _texts(row.get(column)):
             if match := _CHARACTERS.search(text):
-                what = "a NUL character" if match.group() == "\0" else f"half of a character (\\u{ord(match.group()):04x})"
+                what = (
+                    "a NUL character" if match.group() == "\0" else f"half of a character (\\u{ord(match.group()):04x})"
+                )
                 raise ValueError(f"its {column} holds {what}")
 
 
@@ -500,6 +531,29 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 # --- Datasets ---
+
+
+def load_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a file, or of `train.jsonl` in a stage's folder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or holds no row.
+    """
+    file = rows_file(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"No training rows at {file}. Give a file of rows ({', '.join(FILE_SUFFIXES)}), or the folder of the verify or select stage."
+        )
+    rows = read_rows(file)
+    if not rows:
+        raise ValueError(f"{file} holds no row: there is nothing to train on.")
+    return rows
+
+
+def rows_file(path: str | os.PathLike[str]) -> Path:
+    """A file of rows, or `train.jsonl` where `path` is a stage's folder."""
+    return Path(path) / "train.jsonl" if Path(path).is_dir() else Path(path)
 
 
 def to_dataset(rows: Sequence[Row]) -> Dataset:
@@ -541,7 +595,8 @@ def _typed(values: list[Any]) -> tuple[Any, list[Any]]:
 
 def _is_message_list(value: Any) -> bool:
     return all(
-        isinstance(item, dict) and item.keys() == {"role", "content"} and isinstance(item["content"], str) for item in value
+        isinstance(item, dict) and item.keys() == {"role", "content"} and isinstance(item["content"], str)
+        for item in value
     )
 
 
@@ -549,8 +604,38 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def normalize_dataset(dataset: Dataset, reading: Reading, numbers: Sequence[int] | None = None) -> tuple[Dataset, str | None]:
-    """`normalize_rows` for a dataset; it is returned as it is, with `None`, if nothing has to be done to any row.
+def load_hub_rows(name: str, split: str, config: str | None = None) -> Dataset:
+    """The rows of a dataset on the hub.
+
+    Raises:
+        ValueError: If it cannot be had.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(name, config, split=split)
+    except (DatasetNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name} is neither here nor to be had from the hub ({reason}).") from None
+
+
+def number_rows(rows: Rows) -> Rows:
+    """Rows that remember their numbers when some of them are drawn."""
+    if isinstance(rows, list):
+        return [{ROW_NUMBER: number, **row} for number, row in enumerate(rows, start=1)]
+    if ROW_NUMBER in rows.column_names:
+        return rows
+    return rows.add_column(ROW_NUMBER, list(range(1, len(rows) + 1)))
+
+
+def normalize(rows: Rows, reading: Reading, name: str = "the dataset") -> tuple[Dataset, str]:
+    """Rows of any shape as a dataset to train on, with their numbers in the column `row_number_in_file`.
+
+    Args:
+        rows: The rows as they were published, with `number_rows` if they are not all of a file.
+        reading: How to read them.
+        name: What they are called in messages, such as their file.
 
     Returns:
         The rows, and the line that tells what was read and left out.
@@ -558,19 +643,43 @@ def normalize_dataset(dataset: Dataset, reading: Reading, numbers: Sequence[int]
     Raises:
         ValueError: If nothing can be learnt from any row, with the reasons.
     """
-    plain = _Nullless(dataset)
-    if reading.shape in ("auto", "none") and Shapes(plain, reading.shape, numbers).is_ready:
-        return dataset, None
-    read = normalize_rows(plain, reading, numbers)
+    if not isinstance(rows, list):
+        if is_ready(rows, reading):
+            numbered = number_rows(rows)
+            assert not isinstance(numbered, list)
+            return numbered, f"{name}: {len(rows):,} rows, ready to train on"
+        rows = _Nullless(rows, reading.text_field)  # type: ignore[assignment]
+    elif reading.text_field != "text":
+        rows = [{"text" if name == reading.text_field else name: value for name, value in row.items()} for row in rows]
+    try:
+        read = normalize_rows(rows, reading)
+    except HostileRowError as error:
+        raise ValueError(f"{name}: {error}") from None
     if not read.rows:
-        raise ValueError(f"No row can be learnt from ({read}).")
-    return to_dataset(read.rows), str(read)
+        raise ValueError(f"No row of {name} can be learnt from ({read}).")
+    made = to_dataset([{**row, ROW_NUMBER: number} for row, number in zip(read.rows, read.numbers, strict=True)])
+    return made, f"{name}: {read}"
+
+
+def is_ready(dataset: Dataset, reading: Reading) -> bool:
+    """Whether nothing has to be done to any row, looking at all of them; a dataset of tokens or images is."""
+    names = set(dataset.column_names)
+    if {"image", "images"} & names or ("input_ids" in names and not {"prompt", "text", *CONVERSATION_COLUMNS} & names):
+        return True
+    if reading.shape not in ("auto", "none") or (reading.every_reply and not {"prompt", "completion"} <= names):
+        return False
+    if reading.text_field != "text" and reading.text_field in names:
+        return False
+    return Shapes(_Nullless(dataset, "text"), reading).is_ready
 
 
 class _Nullless:
     """The rows of a dataset without what Arrow adds; iterated in blocks, as often as asked."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, text_field: str) -> None:
+        if text_field != "text" and text_field in dataset.column_names:
+            dataset = dataset.remove_columns([name for name in ("text",) if name in dataset.column_names])
+            dataset = dataset.rename_column(text_field, "text")
         self._dataset = dataset
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ import json
 import lzma
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,8 +51,8 @@ def is_row_file(path: str | os.PathLike[str]) -> bool:
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix in FILE_SUFFIXES
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """All rows of a file.
+def read_rows(path: str | os.PathLike[str], limit: int | None = None) -> list[Row]:
+    """The rows of a file, or the first `limit` of them.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -61,14 +62,14 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     with _open(path) as handle:
         head = handle.peek(_PEEKED)[:_PEEKED]  # type: ignore[attr-defined]
         if head.startswith(b"PAR1"):
-            return _parquet_rows(path, handle)
+            return _parquet_rows(path, handle)[:limit]
         encoding = _encoding(head)
         delimiter = _DELIMITERS.get((path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix)
         try:
             if delimiter is not None:
-                return _csv_rows(path, handle, encoding, delimiter)
+                return _csv_rows(path, handle, encoding, delimiter)[:limit]
             if encoding == "utf-8" and head.lstrip().startswith(b"{"):
-                return list(_json_lines(path, handle))
+                return list(islice(_json_lines(path, handle), limit))
             text = handle.read().decode(encoding)
         except UnicodeDecodeError as error:
             raise ValueError(
@@ -77,8 +78,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         except (OSError, EOFError, lzma.LZMAError) as error:  # a compressed file that ends early
             raise ValueError(f"{path} cannot be unpacked: {error}.") from None
     if text.lstrip().startswith("["):
-        return _checked(path, _parse(text, f"{path}"))
-    return list(_json_lines(path, io.BytesIO(text.encode("utf-8", "surrogatepass"))))
+        return _checked(path, _parse(text, f"{path}"))[:limit]
+    return list(islice(_json_lines(path, io.BytesIO(text.encode("utf-8", "surrogatepass"))), limit))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -184,4 +185,8 @@ def without_nulls(value: Any) -> Any:
     """A value without the keys that Arrow adds to objects because others of the column have them."""
     if isinstance(value, dict):
         return {name: without_nulls(item) for name, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+    return (
+        [without_nulls(item) for item in value]
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        else value
+    )

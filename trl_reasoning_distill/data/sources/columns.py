@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from trl_reasoning_distill.data.formatting import answer_boxed, split_marked_answer
+from trl_reasoning_distill.data.normalization import Reading, detect_shape, normalize_row
+from trl_reasoning_distill.data.shapes import THINK, WORKED, Demonstration, demonstrations, split_reasoning
 from trl_reasoning_distill.data.sources.base import Fields, number_text
-
 
 
 def _boxed(text: str) -> str:
@@ -52,6 +53,52 @@ def column_reader(
     if answer_rule not in ANSWER_RULES:
         raise ValueError(f"Unknown answer_rule {answer_rule!r}; there are {sorted(ANSWER_RULES)}.")
     return partial(_read, columns={**DEFAULT_COLUMNS, **(columns or {})}, answer_rule=answer_rule)
+
+
+def published_reader(row: Fields) -> dict[str, Any]:
+    """A `SourceSpec.read_row` for a file of any published shape; a row may have a question alone.
+
+    Raises:
+        ValueError: If it asks nothing, or a conversation of several turns.
+    """
+    shape = detect_shape(row)
+    if "question" in row and shape not in ("gsm8k", "s1k", "messages"):
+        return _read(row, DEFAULT_COLUMNS, "optional")
+    if shape in WORKED:
+        try:
+            return worked_fields(demonstrations(row, shape)[0])
+        except ValueError:
+            if shape != "question_answer" or "problem" not in row:
+                raise
+    if shape in ("messages", "alpaca", "prompt_completion"):
+        return _asked(normalize_row(row, shape, Reading(THINK, needs_reply=False))[0])
+    return _read(row, {**DEFAULT_COLUMNS, "question": "problem"} if "problem" in row else DEFAULT_COLUMNS, "optional")
+
+
+def worked_fields(demonstration: Demonstration) -> dict[str, Any]:
+    """A problem's fields from a question with a worked reply."""
+    return {
+        "question": demonstration.question,
+        "answer": demonstration.final_answer,
+        "solution": demonstration.reasoning,
+        "response": demonstration.response,
+    }
+
+
+def _asked(row: Fields) -> dict[str, Any]:
+    """A problem's fields from a training row that asks one question."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        prompt, completion = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}]
+    asked = [message["content"] for message in prompt if message["role"] == "user"]
+    if len(asked) != 1:
+        raise ValueError(f"it asks {len(asked)} questions in turn; a problem is one")
+    fields = {"question": asked[0], "answer": row.get("answer")}
+    reply = completion[-1]["content"]
+    if not reply.strip():
+        return fields
+    reasoning, response = split_reasoning(reply)
+    return fields | {"solution": reasoning, "response": response if reasoning else None}
 
 
 def _read(row: Fields, columns: Mapping[str, str], answer_rule: str) -> dict[str, Any]:

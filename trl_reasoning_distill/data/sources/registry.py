@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from trl_reasoning_distill.data.conversion import Demonstration, convert_row
 from trl_reasoning_distill.data.formatting import ANSWER_MARK, answer_boxed, split_marked_answer
+from trl_reasoning_distill.data.shapes import demonstrations
 from trl_reasoning_distill.data.sources.base import Fields, SourceSpec, Split, number_text
-from trl_reasoning_distill.data.sources.columns import ANSWER_RULES
+from trl_reasoning_distill.data.sources.columns import ANSWER_RULES, worked_fields
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME
 
 _EXAM_ANSWER = re.compile(r"[\s$\['\"]*(\d{1,3})(?:\.0)?(?:\^\{?\\circ\}?|°)?[\s$\]'\"]*")
@@ -104,24 +104,15 @@ def _aime(row: Fields) -> dict[str, Any]:
     return {"question": row["problem"], "answer": str(int(match[1])), "solution": row.get("solution")}
 
 
-def _worked(demonstration: Demonstration) -> dict[str, Any]:
-    return {
-        "question": demonstration.question,
-        "answer": demonstration.final_answer,
-        "solution": demonstration.reasoning,
-        "response": demonstration.response,
-    }
-
-
 def _numinamath_qwq(row: Fields) -> dict[str, Any]:
     """A response that was found wrong is no solution; its question is still a problem."""
     if not row.get("correct", True):
         return {"question": row["prompt"], "answer": row["ground_truth"]}
-    return _worked(convert_row(row, "numinamath_qwq")[0])
+    return worked_fields(demonstrations(row, "numinamath_qwq")[0])
 
 
 def _openthoughts(row: Fields) -> dict[str, Any]:
-    return _worked(convert_row(row, "openthoughts")[0]) | {"kind": row.get("domain") or ""}
+    return worked_fields(demonstrations(row, "openthoughts")[0]) | {"kind": row.get("domain") or ""}
 
 
 def _openr1_math(row: Fields) -> dict[str, Any]:
@@ -134,7 +125,7 @@ def _openr1_math(row: Fields) -> dict[str, Any]:
         "id": f"openr1-{row['uuid']}" if row.get("uuid") else None,
     }
     try:
-        worked = convert_row(row, "openr1_math")[0] if row.get("generations") else None
+        worked = demonstrations(row, "openr1_math")[0] if row.get("generations") else None
     except ValueError:  # no generation is both correct and complete
         worked = None
     if worked is not None:
