@@ -66,6 +66,7 @@ def tokenize_example(
                 **options,
             )
         else:
+            prompt = without_bos(tokenizer, prompt)
             prompt_ids = tokenizer(text=prompt)["input_ids"]
             encoded = tokenizer(text=prompt + _with_eos(tokenizer, completion))
         # Where the prompt's own tokens are not a prefix of the whole, because the template renders it otherwise or tokens merge
@@ -76,7 +77,7 @@ def tokenize_example(
             tokenizer, example[shape], targets_from=0, return_assistant_tokens_mask=assistant_only, **options
         )
     else:
-        encoded = tokenizer(text=_with_eos(tokenizer, example[shape]))
+        encoded = tokenizer(text=_with_eos(tokenizer, without_bos(tokenizer, example[shape])))
 
     input_ids = list(encoded["input_ids"])
     assistant_mask = encoded["assistant_masks"] if assistant_only else [1] * len(input_ids)
@@ -166,6 +167,13 @@ def template_options(example: Mapping[str, Any]) -> dict[str, Any]:
             "and unlike the store's fingerprint. Take it out of the row; set chat_template_path for all rows."
         )
     return {**({"tools": tools} if tools else {}), **variables}
+
+
+def without_bos(tokenizer: Any, text: str) -> str:
+    """A text that was rendered before, without the beginning-of-sequence token that this tokenizer adds itself."""
+    bos = tokenizer.bos_token
+    adds = bos and text.startswith(bos) and tokenizer(text=bos)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
+    return text[len(bos) :] if adds else text
 
 
 def _with_eos(tokenizer: Any, text: str) -> str:

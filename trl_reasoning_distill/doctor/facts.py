@@ -6,12 +6,13 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from trl_reasoning_distill.data.files import read_jsonl
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import NormalizedRows, Reading, normalize_rows
+from trl_reasoning_distill.data.row_files import read_rows
 from trl_reasoning_distill.doctor.memory import LiveTeacher, TrainingShape, adapter_parameters, model_shape
 from trl_reasoning_distill.hub import load_config, load_tokenizer
 from trl_reasoning_distill.pipeline import RecipeStage
@@ -107,14 +108,39 @@ class StageFacts:
         return None
 
     @cached_property
+    def read(self) -> NormalizedRows | None:
+        """Its first rows as the stage reads them, and those that it leaves out; `None` if they are not on this disk.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        if self.rows_path is None:
+            return None
+        form = ReasoningFormat.preset(str(self.get("reasoning_format") or "think"))
+        needs_reply = not (self.item.script == "gkd" and (self.get("lmbda") == 1.0 or self.get("seq_kd")))
+        reading = Reading(form, str(self.get("data_shape") or "auto"), needs_reply=needs_reply)
+        return normalize_rows(read_rows(self.rows_path, SAMPLE_ROWS), reading)
+
+    @property
     def sample(self) -> list[dict[str, Any]]:
-        """Its first rows, if they are on this disk."""
-        return list(islice(read_jsonl(self.rows_path), SAMPLE_ROWS)) if self.rows_path else []
+        """Its first rows, ready to tokenize, if they are on this disk and can be read."""
+        try:
+            return self.read.rows if self.read else []
+        except ValueError:  # check_rows tells it
+            return []
+
+    @cached_property
+    def row_count(self) -> int | None:
+        """How many rows its file has, if it is on this disk and can be read."""
+        try:
+            return len(read_rows(self.rows_path)) if self.rows_path else None
+        except ValueError:
+            return None
 
     @property
     def prompts(self) -> list[str]:
         """The questions of its first rows, as text."""
-        prompts = (row.get("prompt") or (row.get("messages") or [])[:-1] for row in self.sample)
+        prompts = (row.get("prompt") for row in self.sample)
         return [each if isinstance(each, str) else str(each[-1]["content"]) for each in prompts if each]
 
     def training_shape(self, resources: Resources, *, cuda: bool = True) -> TrainingShape:

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,17 @@ from trl_reasoning_distill.data.chat import render_prompt
 from trl_reasoning_distill.data.decontamination import NGRAM, Decontaminator
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.manifest import read_manifest
+from trl_reasoning_distill.data.normalization import name_rows
+from trl_reasoning_distill.data.row_check import RowCheck, advise
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME as SYNTHETIC
-from trl_reasoning_distill.data.tokenization import is_supervised, supervised_positions, tokenize_example
+from trl_reasoning_distill.data.tokenization import (
+    TokenizedExample,
+    is_supervised,
+    supervised_positions,
+    tokenize_example,
+)
 from trl_reasoning_distill.doctor.facts import Finding, Level, Resources, StageFacts, UnknownModelError
 from trl_reasoning_distill.teacher.sampling import parse_mapping
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
@@ -63,14 +70,13 @@ def _judge_template(stage: str, tokenizer: Any, form: ReasoningFormat, options: 
         )
     tokens = tokenize_example(tokenizer, row, chat_template_kwargs=options)
     supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if is_supervised(label)]
-    before = tokenizer.decode(tokens.input_ids[: len(tokens.input_ids) - len(supervised)])
-    text = tokenizer.decode(supervised)
-    if form.open_tag and not form.parse(text, opened=form.is_opened_by(before)).well_formed:
-        return Finding(
-            "red",
-            stage,
-            f"the chat template drops or doubles {form.open_tag}: the student would be trained on {text[:80]!r}. Give another chat_template_path.",
+    if damage := RowCheck(tokenizer, form)(row, tokens).damage:
+        what = (
+            f"drops or doubles {form.open_tag or 'the reasoning'}"
+            if damage.startswith(("drops", "doubles"))
+            else "changes what is trained"
         )
+        return Finding("red", stage, f"the chat template {what}: it {damage}. Give another chat_template_path.")
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in supervised:
         return Finding(
             "yellow",
@@ -81,12 +87,42 @@ def _judge_template(stage: str, tokenizer: Any, form: ReasoningFormat, options: 
 
 
 def check_rows(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
-    """Of the rows that exist: how many are too long, how many have nothing to learn from?"""
-    if not facts.is_training or not facts.sample:
+    """Of the rows that exist: can they be read, does the template keep what they train, how many are too long or have nothing to learn?"""
+    if not facts.is_training:
+        return
+    try:
+        read = facts.read
+    except ValueError as error:
+        yield Finding("red", facts.name, str(error))
+        return
+    if read is None:
+        return
+    if read.rejected:
+        yield Finding("yellow" if read.rows else "red", facts.name, f"of the first rows: {read}.")
+    if not read.rows:
         return
     tokenizer, options = _student_tokenizer(facts, resources), _template_variables(facts)
-    limit = facts.get("max_length")
-    rows = [tokenize_example(tokenizer, row, chat_template_kwargs=options) for row in facts.sample]
+    form = ReasoningFormat.preset(str(facts.get("reasoning_format") or "think"))
+    check, limit = RowCheck(tokenizer, form), facts.get("max_length")
+    rows, malformed = [], []
+    for number, row in zip(read.numbers, read.rows, strict=True):
+        try:
+            rows.append(_tokenized(tokenizer, row, options))
+        except ValueError as error:
+            yield Finding("red", facts.name, f"row {number}: {error}")
+            return
+        found = check(row, rows[-1])
+        if found.damage:
+            yield Finding(
+                "red", facts.name, f"row {number}: the chat template {found.damage}. {advise(tokenizer.chat_template)}"
+            )
+            return
+        malformed += [number] if found.malformed else []
+    if malformed and facts.get("malformed_thoughts") != "train":
+        share = f"{len(malformed)} of the first {len(rows)} rows have a malformed thought and would be left out"
+        yield Finding(
+            "yellow" if len(malformed) < len(rows) else "red", facts.name, f"{share} ({name_rows(malformed)})."
+        )
     empty = sum(not supervised_positions(row.labels) for row in rows)
     if empty:
         yield Finding(
@@ -103,6 +139,12 @@ def check_rows(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
             facts.name,
             f"{overlong} of the first {len(rows)} rows are longer than max_length={limit} (the longest has {longest}) and would be left out.",
         )
+
+
+def _tokenized(tokenizer: Any, row: Mapping[str, Any], options: Mapping[str, Any]) -> TokenizedExample:
+    if "input_ids" in row:
+        return TokenizedExample(list(row["input_ids"]), list(row.get("labels") or row["input_ids"]))
+    return tokenize_example(tokenizer, row, chat_template_kwargs=options)
 
 
 def _student_tokenizer(facts: StageFacts, resources: Resources) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.doctor.facts import Resources, StageFacts
 from trl_reasoning_distill.doctor.memory import GIB, Memory, Sharding, inference_memory, model_shape, training_memory
 from trl_reasoning_distill.scripts.planning import optimizer_steps
@@ -228,7 +227,7 @@ def count_rows(stages: Sequence[StageFacts]) -> dict[str, int | None]:
             counted[facts.name] = limit
             continue
         if facts.rows_path is not None:
-            made = sum(1 for _ in read_jsonl(facts.rows_path))
+            made = facts.row_count
         elif facts.item.script == "data":
             made = _mixture_size(facts)
         elif facts.item.script == "generate":

@@ -15,6 +15,7 @@ from trl_reasoning_distill.data.normalization import (
     SHAPES,
     Reading,
     Rows,
+    check_shape,
     load_hub_rows,
     load_rows,
     normalize,
@@ -71,6 +72,7 @@ class TrainingDataArguments(TrainingStageArguments):
     )
 
     def __post_init__(self) -> None:
+        check_shape(self.data_shape)
         if self.dataset_path and self.dataset_name:
             raise ValueError(
                 f"Both dataset_path ({self.dataset_path}) and dataset_name ({self.dataset_name}) are given; give one."

@@ -197,8 +197,10 @@ class RowTokenizer:
         if damaged:
             template = self.chat_template or self.tokenizer.chat_template
             first = rows[damaged[0]]
+            loses = all(str(rows[index]["damage"]).startswith(("drops", "doubles")) for index in damaged)
+            what = "drops or doubles the reasoning of" if loses else "changes what is trained of"
             raise ValueError(
-                f"The chat template drops or doubles what {len(damaged):,} of {len(rows):,} rows of the {name} dataset train. Row "
+                f"The chat template {what} {len(damaged):,} of {len(rows):,} rows of the {name} dataset. Row "
                 f"{first.get(ROW_NUMBER, damaged[0] + 1)}: it {first['damage']}. {advise(template)} Or, if the template opens the "
                 "reasoning itself, leave the open tag out of the completions."
             )
