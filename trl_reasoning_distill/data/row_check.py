@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.tokenization import TokenizedExample, is_supervised
@@ -203,13 +204,9 @@ class RowCheck:
 
 def _supervised_runs(labels: Sequence[int]) -> list[tuple[int, int]]:
     """Where each unbroken run of supervised positions starts and ends."""
-    runs, position = [], 0
-    for supervised, group in itertools.groupby(labels, key=is_supervised):
-        length = sum(1 for _ in group)
-        if supervised:
-            runs.append((position, position + length))
-        position += length
-    return runs
+    mask = np.concatenate([[False], is_supervised(np.asarray(labels, np.int64)), [False]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(mask)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _replies(example: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:

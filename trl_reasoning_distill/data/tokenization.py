@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from trl_reasoning_distill.data.chat import encode_chat
@@ -113,8 +114,8 @@ def completion_start(labels: Sequence[int]) -> int:
 
 def row_hash(input_ids: Sequence[int], labels: Sequence[int]) -> str:
     """Hash of a row's ids and of which positions are supervised: 32 hexadecimal digits, the same on every machine."""
-    supervised = bytes(is_supervised(label) for label in labels)
-    ids = b"".join(int(token).to_bytes(4, "little") for token in input_ids)
+    supervised = is_supervised(np.asarray(labels, np.int64)).astype(np.uint8).tobytes()
+    ids = np.asarray(input_ids, "<u4").tobytes()
     return xxhash.xxh3_128_hexdigest(len(input_ids).to_bytes(8, "little") + ids + supervised)
 
 
