@@ -52,9 +52,16 @@ def _reads(*names: str) -> Callable[[ast.AST], bool]:
     return lambda node: (isinstance(node, ast.Attribute) and node.attr in names) or _is_constant(node, *names)
 
 
+def _names_a_head_transform(node: ast.AST) -> bool:
+    """The name that a model family gives the scale or the soft-cap of its logits, as text or as an attribute of a config."""
+    names = ("logits_scaling", "lm_head_multiplier", "output_multiplier", "final_logit_softcapping")
+    return _is_constant(node, *names) or (isinstance(node, ast.Attribute) and node.attr in names)
+
+
 CONCEPTS = {
     "the prompt encoder": Concept(("data/chat.py",), _reads("apply_chat_template")),
     "loading by name": Concept(("hub.py",), _loads_by_name),
+    "a model's head": Concept(("losses/head.py",), _names_a_head_transform),
     "a model's context length": Concept(("hub.py",), _reads("max_position_embeddings")),
     "supervised positions": Concept(("data/tokenization.py", "losses/fused.py"), _compares_labels),
     "the ignored label": Concept(("data/tokenization.py", "losses/fused.py"), _is_minus_100),

@@ -16,6 +16,7 @@ from trl_reasoning_distill.losses.fused import IGNORED_LABEL
 PLANTED = {
     "the prompt encoder": "def f(tokenizer, messages):\n    return tokenizer.apply_chat_template(messages)",
     "loading by name": "def f(name):\n    return AutoTokenizer.from_pretrained(name)",
+    "a model's head": "def f(config):\n    return getattr(config, 'logits_scaling', 1.0)",
     "a model's context length": "def f(config):\n    return getattr(config, 'max_position_embeddings', None)",
     "supervised positions": "def f(labels):\n    return [label != IGNORE_INDEX for label in labels]",
     "the ignored label": "IGNORED = -100",

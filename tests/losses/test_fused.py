@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from tests.losses.cases import WEIGHTS, Case, cases, problem, relative_error, topk_targets
-from trl_reasoning_distill.losses import _head, _rows
+from trl_reasoning_distill.losses import _fused_head, _rows
 from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import (
     LinearReference,
@@ -147,7 +147,7 @@ def test_chunks_do_not_change_the_result(device):
 
 def test_one_tile_lives_at_a_time(device):
     made: list[weakref.ref[torch.Tensor]] = []
-    logits_of = _head.Head.logits
+    logits_of = _fused_head.Head.logits
 
     def noting(head, hidden):
         assert not any(tile() is not None for tile in made)
@@ -156,7 +156,7 @@ def test_one_tile_lives_at_a_time(device):
         return tile
 
     case = dataclasses.replace(problem(chunk_size=2), reference=None)
-    with unittest.mock.patch.object(_head.Head, "logits", noting):
+    with unittest.mock.patch.object(_fused_head.Head, "logits", noting):
         case.run(device=device)
     assert len(made) == 3
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.losses.cases import Case, live_teacher, problem, relative_error, to
-from trl_reasoning_distill.losses import _head, fused
+from trl_reasoning_distill.losses import _fused_head, fused
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher, fused_linear_distillation_loss
 
@@ -133,15 +133,15 @@ def test_no_second_tile_is_as_large_as_the_chunk(device):
     case.teacher, case.reference = live_teacher(tokens=24, top_k=None), None
     whole, whole_grads = case.run(device=device)
     sizes = []
-    logits_of = _head.Head.logits
+    logits_of = _fused_head.Head.logits
 
     def noting(head, hidden):
         sizes.append((len(head.weight), len(hidden)))
         return logits_of(head, hidden)
 
     with (
-        unittest.mock.patch.object(_head.Head, "logits", noting),
-        unittest.mock.patch.multiple(_head, _CPU_SECOND_TILE=10, _ACCELERATOR_SECOND_TILE=10),
+        unittest.mock.patch.object(_fused_head.Head, "logits", noting),
+        unittest.mock.patch.multiple(_fused_head, _CPU_SECOND_TILE=10, _ACCELERATOR_SECOND_TILE=10),
     ):
         out, grads = case.run(device=device)
     assert sizes == [(11, 24), (9, 10), (9, 10), (9, 4)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.losses.cases import live_teacher, problem
-from trl_reasoning_distill.losses import _head, _rows, _tiles, _tokens, divergence, fused
+from trl_reasoning_distill.losses import _fused_head, _rows, _tiles, _tokens, divergence, fused
 
 beartype = pytest.importorskip("beartype", reason="run-time checks of shapes need beartype, of the `dev` extra")
 jaxtyping = pytest.importorskip("jaxtyping", reason="run-time checks of shapes need jaxtyping, of the `dev` extra")
@@ -40,13 +40,13 @@ def test_signatures_hold_for_a_problem_with_every_term(checked):
         fused.default_chunk_size,
         _rows.row_statistics,
         _rows.row_gradient_,
-        _head._losses_and_gradient_,
+        _fused_head._losses_and_gradient_,
         _tokens.token_losses,
         _tokens._shared_log_softmax,
         _tokens._topk_kd,
         _tiles.top_k_targets,
         _tiles.dense_divergence_,
-        _head._second_models,
+        _fused_head._second_models,
         _tokens._log_softmax,
         _tokens._first_occurrence,
     ):

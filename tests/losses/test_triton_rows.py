@@ -54,13 +54,13 @@ def check_rows() -> None:
 
 def check_loss() -> None:
     from tests.losses.cases import live_teacher, problem
-    from trl_reasoning_distill.losses import _head, _triton_rows
+    from trl_reasoning_distill.losses import _fused_head, _triton_rows
 
     for settings in ({"temperature": 2.0, "divergence": "jsd"}, {"temperature": 1.5, "logit_softcap": 4.0}, {}):
         for teacher in ({}, {"teacher": live_teacher(top_k=3)}, {"teacher": live_teacher(top_k=None)}):
             case = dataclasses.replace(problem(chunk_size=4, **settings), **teacher)
             expected, expected_grads = case.run(torch.float32)
-            with unittest.mock.patch.object(_head, "_row_kernels", return_value=_triton_rows):
+            with unittest.mock.patch.object(_fused_head, "_row_kernels", return_value=_triton_rows):
                 actual, actual_grads = case.run(torch.float32)
             torch.testing.assert_close(actual.loss, expected.loss)
             torch.testing.assert_close(actual_grads, expected_grads)

@@ -152,7 +152,7 @@ def test_data_of_another_shape_is_trained_on(
 
 
 def test_a_quick_test_takes_some_rows(run: Callable[..., Path]) -> None:
-    out = run(max_samples=3, max_steps=1)
+    out = run(limit=3, max_steps=1)
     assert read_json(out / "manifest.json")["counts"]["rows"] == 3
 
 

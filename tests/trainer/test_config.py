@@ -17,7 +17,7 @@ def make(config_class: type = TopKDistillConfig, **values: object) -> object:
 
 def test_defaults_are_the_published_ones() -> None:
     config = make()
-    assert (config.top_k, config.kd_temperature, config.kd_weight) == (10, 2.0, 0.35)
+    assert (config.kd_top_k, config.kd_temperature, config.kd_weight) == (10, 2.0, 0.35)
     assert (config.kd_support, config.overlong, config.use_kl_regularization, config.kl_coef) == (
         "tail",
         "drop",
@@ -29,9 +29,9 @@ def test_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"top_k": 2.7}, r"`top_k=2\.7`: must be a whole number ≥ 1, found float"),
-        ({"top_k": True}, r"`top_k=True`.*found bool"),
-        ({"top_k": 0}, r"`top_k=0`: must be a whole number ≥ 1"),
+        ({"kd_top_k": 2.7}, r"`kd_top_k=2\.7`: must be a whole number ≥ 1, found float"),
+        ({"kd_top_k": True}, r"`kd_top_k=True`.*found bool"),
+        ({"kd_top_k": 0}, r"`kd_top_k=0`: must be a whole number ≥ 1"),
         ({"kd_temperature": 0.0}, r"`kd_temperature=0\.0`: must be a number > 0"),
         ({"kd_weight": "0.35"}, r"`kd_weight='0\.35'`.*found str"),
         ({"kd_weight": float("nan")}, r"`kd_weight=nan`"),

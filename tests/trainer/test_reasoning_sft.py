@@ -9,7 +9,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from trl import SFTConfig, SFTTrainer
 
 from tests.trainer import tiny
@@ -18,6 +25,18 @@ from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
+SMALL = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+    "pad_token_id": 256,
+    "bos_token_id": None,
+    "eos_token_id": 258,
+}
 
 
 def mixtral() -> MixtralForCausalLM:
@@ -85,14 +104,17 @@ def test_lora_equals_trl(fit: Callable[..., Any]) -> None:
     assert logged(runs[1], "loss") == pytest.approx(logged(runs[0], "loss"), rel=1e-6)
 
 
-def test_bias_and_softcap_of_the_head_are_honoured(fit: Callable[..., Any]) -> None:
-    def make() -> LlamaForCausalLM:
-        model = tiny.make_model()
+@pytest.mark.parametrize("transform", ["softcap", "scale"])
+def test_bias_and_transform_of_the_head_are_honoured(fit: Callable[..., Any], transform: str) -> None:
+    def make() -> Any:
+        torch.manual_seed(0)
+        if transform == "softcap":
+            model: Any = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=5.0))
+        else:
+            model = CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.5))
         model.lm_head = torch.nn.Linear(32, 264)
-        torch.nn.init.normal_(model.lm_head.bias, generator=torch.Generator().manual_seed(1))
-        torch.nn.init.normal_(model.lm_head.weight, generator=torch.Generator().manual_seed(2))
-        model.config.final_logit_softcapping = 5.0
-        model.config.logit_scale = 0.5
+        torch.nn.init.normal_(model.lm_head.bias)
+        torch.nn.init.normal_(model.lm_head.weight, std=0.3)
         return model
 
     stock = fit(SFTTrainer, SFTConfig, model=make())

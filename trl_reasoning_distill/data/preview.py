@@ -15,7 +15,6 @@ import numpy as np
 from trl_reasoning_distill.data.chat import render_chat
 from trl_reasoning_distill.data.examples import describe_messages
 from trl_reasoning_distill.data.schema import Problem
-from trl_reasoning_distill.extras import require_extra
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _CHART_WIDTH = 50
@@ -149,12 +148,7 @@ class Preview:
         return "\n".join(parts)
 
     def plot(self, path: str | Path) -> None:
-        """Write the histogram as a picture.
-
-        Raises:
-            MissingExtraError: If matplotlib is not installed.
-        """
-        require_extra("report", "matplotlib")
+        """Write the histogram as a picture."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), layout="constrained")

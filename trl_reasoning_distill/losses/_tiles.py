@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses._rows import blocks
 from trl_reasoning_distill.losses.divergence import LOG_ZERO, TopKTargets, accumulator
+from trl_reasoning_distill.losses.head import Head
 from trl_reasoning_distill.losses.topk import exact_top_k
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses._rows import RowStatistics
 from trl_reasoning_distill.losses.divergence import (
     LOG_ZERO,
@@ -22,6 +21,7 @@ from trl_reasoning_distill.losses.divergence import (
     TopKTargets,
     topk_divergence,
 )
+from trl_reasoning_distill.losses.head import Head
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

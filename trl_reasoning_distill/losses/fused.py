@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses._head import FusedHead
-from trl_reasoning_distill.losses._models import Head, LinearModel, LinearReference, LinearTeacher
+from trl_reasoning_distill.losses._fused_head import FusedHead
+from trl_reasoning_distill.losses._models import LinearModel, LinearReference, LinearTeacher
 from trl_reasoning_distill.losses._tiles import DENSE_DIVERGENCES
 from trl_reasoning_distill.losses._tokens import LossSettings, TokenTargets, TokenValues
 from trl_reasoning_distill.losses.divergence import (
@@ -24,6 +24,7 @@ from trl_reasoning_distill.losses.divergence import (
     accumulator,
     check_divergence,
 )
+from trl_reasoning_distill.losses.head import Head
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trl_reasoning_distill.losses.head import Head
 from trl_reasoning_distill.losses.topk import exact_top_k
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 
@@ -31,12 +32,8 @@ class LanguageModelHead:
 
     def __init__(self, model: Any, token_ids: Sequence[int]) -> None:
         self.layer: nn.Module = model.get_output_embeddings()
-        config = model.config.get_text_config()
-        self.softcap = getattr(config, "final_logit_softcapping", None)
-        # Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Falcon-H1 multiplies by `lm_head_multiplier`.
-        scale = (getattr(config, "logit_scale", None) or 1.0) * (getattr(config, "lm_head_multiplier", None) or 1.0)
-        self.scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
-        self.vocab_size: int = config.vocab_size
+        self.head = Head.of(model, getattr(self.layer, "base_layer", self.layer))
+        self.vocab_size: int = model.config.get_text_config().vocab_size
         is_padding = torch.ones(self.vocab_size, dtype=torch.bool)
         is_padding[[token for token in token_ids if token < self.vocab_size]] = False
         self._padding = is_padding.nonzero().squeeze(1)
@@ -46,12 +43,7 @@ class LanguageModelHead:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """`(n, H)` to `(n, V)`, float32, as the model's own forward makes them."""
-        logits = self._project(hidden)[:, : self.vocab_size]
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+        return self.head.transform_(self._project(hidden)[:, : self.vocab_size])
 
     def _project(self, hidden: Tensor) -> Tensor:
         layer = self.layer

@@ -1,6 +1,6 @@
 """What the trainers can be told: `SFTConfig`'s fields plus ours, each checked where it is set.
 
-YAML passes values around argparse's choices and types (`top_k: 2.7` arrives as a float), so both classes check themselves and
+YAML passes values around argparse's choices and types (`kd_top_k: 2.7` arrives as a float), so both classes check themselves and
 name the field, the value, what is allowed and what to do.
 """
 
@@ -187,11 +187,11 @@ class ReasoningSFTConfig(SFTConfig):
 class TopKDistillConfig(ReasoningSFTConfig):
     """Configuration of `TopKDistillTrainer`: every field of `ReasoningSFTConfig`, and those below.
 
-    The defaults of `top_k`, `kd_temperature` and `kd_weight` are the GSM8K recipe's published ones; its support is `"renormalized"`.
+    The defaults of `kd_top_k`, `kd_temperature` and `kd_weight` are the GSM8K recipe's published ones; its support is `"renormalized"`.
 
     Args:
         teacher_logits: Path of the Top-K store that `capture` (and, for another vocabulary, `align`) wrote. Required.
-        top_k: How many of the store's ids per position are used, most likely first.
+        kd_top_k: How many of the store's ids per position are used, most likely first.
         kd_temperature: Temperature T of both distributions in the divergence; the store must hold its log-sum-exp.
         kd_weight: α, the weight of the distillation loss once the warm-up is over.
         kd_warmup_ratio: Share of all optimizer steps over which α rises linearly from 0.
@@ -200,7 +200,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
             generalised Jensen–Shannon divergence.
         kd_beta: β of `"jsd"`, strictly between 0 and 1.
         kd_support: `"tail"` compares K + 1 buckets, `"renormalized"` the K ids alone, scaled to mass 1 on both sides.
-        kd_top_p: Use only the fewest ids whose teacher mass reaches this; 1 uses all `top_k`.
+        kd_top_p: Use only the fewest ids whose teacher mass reaches this; 1 uses all `kd_top_k`.
         kd_scale_by_t2: Multiply the divergence by T², so that its gradient keeps its size as T changes.
         kd_weight_column: Column of the dataset with one weight per example for the distillation loss.
 
@@ -211,7 +211,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
     teacher_logits: str | None = field(
         default=None, metadata={"help": "Path of the Top-K store with the teacher's log-probabilities."}
     )
-    top_k: int = field(
+    kd_top_k: int = field(
         default=10, metadata={"help": "Number of the teacher's ids used per position, most likely first."}
     )
     kd_temperature: float = field(
@@ -251,7 +251,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
                 f"`teacher_logits={self.teacher_logits!r}`: must be the path of a Top-K store. Run `trl-distill capture` with the teacher first."
             )
         self.teacher_logits = str(self.teacher_logits)
-        check_number("top_k", self.top_k, minimum=1, kind=int)
+        check_number("kd_top_k", self.kd_top_k, minimum=1, kind=int)
         check_number("kd_temperature", self.kd_temperature, above=0.0)
         check_number("kd_weight", self.kd_weight, minimum=0.0)
         check_number("kd_warmup_ratio", self.kd_warmup_ratio, minimum=0.0, maximum=1.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,15 +19,16 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from trl_reasoning_distill.losses.fused import FusedLoss
+from trl_reasoning_distill.losses.head import Head, body_of
 from trl_reasoning_distill.trainer.reference import Reference
-from trl_reasoning_distill.trainer.trl_bridge import LanguageHead, gathered_head, load_balancing_loss
+from trl_reasoning_distill.trainer.trl_bridge import gathered_head, load_balancing_loss
 
 
 class HeadLoss(Protocol):
     """Computes the loss of a batch from the last hidden states `(batch, length, h)` and the head, the student's and the reference's."""
 
     def __call__(
-        self, hidden: Tensor, head: LanguageHead, reference_hidden: Tensor | None, reference_head: LanguageHead | None
+        self, hidden: Tensor, head: Head, reference_hidden: Tensor | None, reference_head: Head | None
     ) -> FusedLoss: ...
 
 
@@ -66,6 +67,12 @@ class HeadLossOutput(ModelOutput):
     aux_loss: Tensor | None = None
 
 
+def bound_to(model: PreTrainedModel, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that was found on a model, for that model or a deep copy of it, which must compute with its own weights."""
+    function = getattr(forward, "__func__", None)  # accelerate's hooks leave a function that knows its module
+    return forward if function is None else types.MethodType(function, model)
+
+
 def add_head_loss(model: PreTrainedModel) -> None:
     """Let `model` be called with `head_loss=`; without it, its forward is what it was.
 
@@ -88,14 +95,14 @@ def add_head_loss(model: PreTrainedModel) -> None:
         **kwargs: Any,
     ) -> Any:
         if head_loss is None:
-            return forward(*args, **kwargs)
+            return bound_to(self, forward)(*args, **kwargs)
         kwargs["use_cache"] = False
         if getattr(self.config.get_text_config(), "output_router_logits", False):
             kwargs.setdefault("output_router_logits", True)
         # The reference first: it leaves one hidden state per token, the student a graph full of activations
         reference_hidden = None if reference is None else reference.hidden(self, *args, **kwargs)
         # Looked up on each call, since FSDP and PEFT replace modules after this
-        outputs = self.base_model(*args, **kwargs)
+        outputs = body_of(self)(*args, **kwargs)
         with contextlib.ExitStack() as stack:
             head = stack.enter_context(gathered_head(self))
             reference_head = None

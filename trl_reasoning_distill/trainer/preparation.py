@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import AddedToken
@@ -147,8 +148,8 @@ class RowTokenizer:
             raise ValueError(f"Row {row.get(ROW_NUMBER, '?')}: {error}") from None
         finding = self._check(example, tokens)
         prepared = {
-            "input_ids": tokens.input_ids,
-            "labels": tokens.labels,
+            "input_ids": np.asarray(tokens.input_ids, np.int64),  # written to Arrow in one piece
+            "labels": np.asarray(tokens.labels, np.int64),
             "row_hash": row_hash(tokens.input_ids, tokens.labels),
             **dataclasses.asdict(finding),
         }

@@ -25,6 +25,7 @@ from trl_reasoning_distill.data.normalization import Reading, normalize
 from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
+from trl_reasoning_distill.losses.head import Head
 from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.trainer.callbacks import EarlyStopping, KLController, ShowText, TokenCount
 from trl_reasoning_distill.trainer.card import extend_card, quick_start, training_facts
@@ -42,7 +43,7 @@ from trl_reasoning_distill.trainer.preparation import (
 from trl_reasoning_distill.trainer.reference import Reference, make_reference
 from trl_reasoning_distill.trainer.student import prepare_student
 from trl_reasoning_distill.trainer.targets import StoredTargets, TokenColumnsCollator
-from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, LanguageHead, main_process_first
+from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, main_process_first, prove_whole_head
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,9 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         if args.use_kl_regularization and args.kl_target is not None:
             self.kl_controller = KLController(args.kl_coef, args.kl_target)
             self.add_callback(self.kl_controller)
-        add_head_loss(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        student = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        add_head_loss(student)
+        prove_whole_head(student, self.accelerator)
 
     def _refuse_what_columns_cannot_follow(self) -> None:
         if self.has_images and self.loss_columns:
@@ -276,7 +279,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         model_inputs = {name: value for name, value in inputs.items() if name not in columns and name != "labels"}
 
         def head_loss(
-            hidden: Tensor, head: LanguageHead, reference_hidden: Tensor | None, reference_head: LanguageHead | None
+            hidden: Tensor, head: Head, reference_hidden: Tensor | None, reference_head: Head | None
         ) -> FusedLoss:
             batch = self._flatten(labels, columns, num_items_in_batch, hidden.device)
             reference = None
@@ -301,9 +304,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 return loss, model(**model_inputs)
         return loss
 
-    def head_loss(
-        self, hidden: Tensor, head: LanguageHead, batch: LossBatch, reference: LinearReference | None
-    ) -> FusedLoss:
+    def head_loss(self, hidden: Tensor, head: Head, batch: LossBatch, reference: LinearReference | None) -> FusedLoss:
         """The loss from hidden states `(tokens, h)`. Runs inside the forward of the wrapped model, with the head's weight gathered."""
         arguments = self.loss_arguments(batch)
         if self.args.loss_type == "dft":
@@ -428,5 +429,5 @@ def _predicting(hidden: Tensor, labels: Tensor) -> Tensor:
     return hidden[:, hidden.shape[1] - labels.shape[1] : -1].flatten(0, 1)
 
 
-def _transform(head: LanguageHead) -> dict[str, Any]:
+def _transform(head: Head) -> dict[str, Any]:
     return {"bias": head.bias, "logit_scale": head.logit_scale, "logit_softcap": head.logit_softcap}

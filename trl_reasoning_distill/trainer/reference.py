@@ -20,6 +20,8 @@ from accelerate.utils import DistributedType, fsdp2_prepare_model, is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trl_reasoning_distill.losses.head import body_of
+
 
 class Reference(Protocol):
     """A frozen distribution over the student's vocabulary."""
@@ -40,7 +42,7 @@ class AdapterOffReference:
     def hidden(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:
         """See `Reference.hidden`."""
         with torch.no_grad(), self.peft_model.disable_adapter(), _evaluating(model):
-            return model.base_model(*args, **kwargs).last_hidden_state
+            return body_of(model)(*args, **kwargs).last_hidden_state
 
     def output_layer(self, model: PreTrainedModel) -> nn.Module:
         """See `Reference.output_layer`."""
@@ -112,7 +114,7 @@ def make_reference(model: Any, accelerator: Accelerator) -> Reference:
 
 
 def _last_hidden_state(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:
-    return self.base_model(*args, **kwargs).last_hidden_state
+    return body_of(self)(*args, **kwargs).last_hidden_state
 
 
 def _copy_partitioned(model: PreTrainedModel) -> PreTrainedModel:

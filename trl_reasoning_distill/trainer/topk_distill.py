@@ -67,7 +67,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
     resume_fields = (
         *ReasoningSFTTrainer.resume_fields,
         *(
-            "top_k",
+            "kd_top_k",
             "kd_temperature",
             "kd_weight",
             "kd_warmup_ratio",
@@ -86,10 +86,10 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         if not isinstance(args, TopKDistillConfig):
             raise ValueError(f"{type(self).__name__} needs a TopKDistillConfig as `args`, found {type(args).__name__}.")
         self.store = TopKStore.open(str(args.teacher_logits))
-        if args.top_k > self.store.top_k:
+        if args.kd_top_k > self.store.top_k:
             raise ValueError(
-                f"`top_k={args.top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
-                f"capture again with --top_k {args.top_k}."
+                f"`top_k={args.kd_top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
+                f"capture again with --store_top_k {args.kd_top_k}."
             )
         train_dataset = self.store.dataset() if train_dataset is None else train_dataset
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -100,7 +100,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         """See `ReasoningSFTTrainer.open_targets`; the teacher's come first."""
         assert isinstance(args, TopKDistillConfig)
         teacher = StoredTargets(
-            self.store, args.top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
+            self.store, args.kd_top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
         )
         return [teacher, *super().open_targets(args)]
 
@@ -130,7 +130,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
             name: captured[name] for name in ("teacher", "revision", "dtype", "quantization") if captured.get(name)
         }
         distillation = {
-            "divergence": f"{args.kd_divergence} on {args.kd_support}, top {args.top_k} of {self.store.top_k} stored",
+            "divergence": f"{args.kd_divergence} on {args.kd_support}, top {args.kd_top_k} of {self.store.top_k} stored",
             "temperature": f"{args.kd_temperature:g}",
             "weight": f"{args.kd_weight:g} after {self.kd_warmup_steps:,} warm-up steps",
             "positions in the store": f"{len(self.store):,}",

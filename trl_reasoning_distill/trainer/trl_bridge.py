@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, align_module_device
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
@@ -25,6 +27,8 @@ from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import disable_dropout_in_model, maybe_gather_lm_head_ctx
 from trl.trainer.utils import global_then_local_main_first as main_process_first
 
+from trl_reasoning_distill.losses.head import Head, prove_head
+
 with suppress_experimental_warning():  # said once by our own documentation, not at each import
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -32,7 +36,6 @@ __all__ = [
     "BridgedGKDTrainer",
     "BridgedSFTTrainer",
     "GKDConfig",
-    "LanguageHead",
     "construct_until_prepared",
     "disable_dropout_in_model",
     "gathered_head",
@@ -41,35 +44,75 @@ __all__ = [
     "main_process_first",
     "make_vllm",
     "prepare_deepspeed",
+    "prove_whole_head",
     "unwrap_model_for_generation",
 ]
 
 
-class LanguageHead(NamedTuple):
-    """What turns hidden states into logits: `softcap(logit_scale · (hidden @ weight.T + bias))`."""
-
-    weight: Tensor
-    bias: Tensor | None
-    logit_scale: float
-    logit_softcap: float | None
-
-
 @contextlib.contextmanager
-def gathered_head(model: PreTrainedModel, layer: torch.nn.Module | None = None) -> Iterator[LanguageHead]:
+def gathered_head(model: PreTrainedModel, layer: torch.nn.Module | None = None) -> Iterator[Head]:
     """The model's LM head (or `layer` in its place) with its whole weight, also where it is sharded over ranks.
 
     To be entered inside the forward of the wrapped model, where ZeRO-3's and FSDP2's hooks are armed. ZeRO-3 shares the weight out
     again on leaving, so whatever needs it must be done by then, the gradient included.
     """
     layer = model.get_output_embeddings() if layer is None else layer
-    weight: Any
-    bias: Any
-    weight, bias = _weight(layer), getattr(layer, "bias", None)
-    scale, softcap = _logit_transform(model)
+    # PEFT 0.21 puts the rows that an adapter trains into the weight itself, but not where both are FSDP2's shards
+    adapter: Any = getattr(layer, "token_adapter", None)
+    if adapter is not None and isinstance(adapter.base_layer.weight, DTensor):
+        head = Head.of(model, adapter.base_layer)
+        weight: Any = _with_trained_rows(adapter)
+    else:
+        head = Head.of(model, layer)
+        weight = head.weight
+    bias: Any = head.bias
     if isinstance(weight, DTensor):  # FSDP2, where the head is a shard group of its own
-        weight, bias = _whole(weight), None if bias is None else _whole(bias)
+        weight = _whole(weight)
+    if isinstance(bias, DTensor):
+        bias = _whole(bias)
     with maybe_gather_lm_head_ctx(weight, bias):
-        yield LanguageHead(weight, bias, scale, softcap)
+        yield head._replace(weight=weight, bias=bias)
+
+
+def prove_whole_head(model: PreTrainedModel, accelerator: Accelerator) -> None:
+    """`prove_head` for a model as it is before anything wraps it: whole, offloaded, or partitioned over ranks by ZeRO-3.
+
+    Under FSDP only the first rank may have loaded the weights, so it alone looks.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_main_process:
+        return
+
+    def logits_of(hidden: Tensor) -> Tensor:
+        with align_module_device(model.get_output_embeddings()), gathered_head(model) as head:
+            return head.fused_logits(hidden)
+
+    with accelerator.autocast(), _gathered_layers(model):
+        prove_head(model, logits_of=logits_of)
+
+
+@contextlib.contextmanager
+def _gathered_layers(model: torch.nn.Module) -> Iterator[None]:
+    """Gather what ZeRO-3 has partitioned of a layer for as long as the layer runs; DeepSpeed does so itself once it wraps the model."""
+    handles: list[Any] = []
+    gathered: dict[torch.nn.Module, Any] = {}
+
+    def gather(layer: torch.nn.Module, _: Any) -> None:
+        import deepspeed
+
+        gathered[layer] = deepspeed.zero.GatheredParameters(list(layer.parameters(recurse=False)))
+        gathered[layer].__enter__()
+
+    def release(layer: torch.nn.Module, *_: Any) -> None:
+        gathered.pop(layer).__exit__(None, None, None)
+
+    for layer in model.modules():
+        if any(hasattr(parameter, "ds_id") for parameter in layer.parameters(recurse=False)):
+            handles += [layer.register_forward_pre_hook(gather), layer.register_forward_hook(release)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _whole(parameter: DTensor) -> Tensor:
@@ -77,28 +120,13 @@ def _whole(parameter: DTensor) -> Tensor:
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
-def _weight(layer: Any) -> Any:
-    """A layer's weight. With rows that an adapter trains in it: PEFT 0.21 puts them there itself, but not where both are FSDP2's shards."""
-    adapter = getattr(layer, "token_adapter", None)
-    if adapter is None or not isinstance(adapter.base_layer.weight, DTensor):
-        return layer.weight
+def _with_trained_rows(adapter: Any) -> Tensor:
+    """The whole weight of a sharded layer, with the rows that an adapter trains in it."""
     weight = _whole(adapter.base_layer.weight)
     for name in adapter.active_adapters:
         rows = torch.tensor(adapter.token_indices[name], device=weight.device)
         weight = weight.index_copy(0, rows, _whole(adapter.trainable_tokens_delta[name]).to(weight.dtype))
     return weight
-
-
-def _logit_transform(model: PreTrainedModel) -> tuple[float, float | None]:
-    """Multiplier and soft-cap of the logits, by the names model families give them (as TRL 1.16's `add_fused_lm_head` reads them)."""
-    config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if (scale := getattr(config, name, None)) is not None:
-            return float(scale), softcap
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:
-        return float(scaling if config.model_type == "hyperclovax" else 1 / scaling), softcap
-    return 1.0, softcap
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trl_reasoning_distill.hub import context_length
+from trl_reasoning_distill.losses.head import body_of, input_device, prove_head
 from trl_reasoning_distill.teacher.head import LanguageModelHead
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 
@@ -37,28 +38,13 @@ class TransformersReader:
     ) -> None:
         self.model, self.max_batch_tokens = model.eval(), max_batch_tokens
         self.top_k, self.temperatures = top_k, tuple(temperatures)
-        self.body, self.device = model.get_decoder(), _input_device(model)
+        self.body, self.device = body_of(model), input_device(model)
         self.head = LanguageModelHead(model, list(tokenizer.get_vocab().values()))
         self.pad_id = tokenizer.pad_token_id or 0
         self.context_length = context_length(model.config)
         if top_k > self.head.num_tokens:
             raise ValueError(f"top_k = {top_k}, but the teacher has only {self.head.num_tokens} tokens.")
-        self._check_head(tokenizer)
-
-    @torch.inference_mode()
-    def _check_head(self, tokenizer: Any) -> None:
-        """Compare with the model's own logits on a few tokens: a scale unknown here must not pass unseen."""
-        ids = torch.tensor([tokenizer("1 + 1 = 2, as every child knows.")["input_ids"]], device=self.device)
-        own = self.model(input_ids=ids, use_cache=False).logits[0].float()[:, : self.head.vocab_size]
-        ours = self.head.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state[0])
-        difference = (own - ours.to(own.device)).abs().max().item()
-        # 16-bit logits are rounded to 1/128 of their size, ours are not; a missing factor or cap shows far above that.
-        tolerance = (1e-3 if self.model.dtype == torch.float32 else 0.05) * max(1.0, own.abs().max().item())
-        if not difference <= tolerance:
-            raise ValueError(
-                f"{self.model.config.name_or_path} ({type(self.model).__name__}) does something to its logits that capture does not "
-                f"know: they differ by {difference:.3g} from the head's. Please report this architecture."
-            )
+        prove_head(model, self.body, self.head.logits)
 
     def read(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> list[TopKLogProbs]:
         """See `Reader`; rows are put in batches of like length."""
@@ -98,10 +84,3 @@ class TransformersReader:
         states = self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         flat = [i * width + t - 1 for i, ts in enumerate(positions) for t in ts]
         return states.flatten(0, 1)[torch.tensor(flat, dtype=torch.long, device=states.device)]
-
-
-def _input_device(model: Any) -> torch.device:
-    """Where a model wants its ids. Offloaded weights are on `meta` until accelerate's hook brings them to where they are used."""
-    if model.device.type != "meta":
-        return model.device
-    return torch.device(model.get_input_embeddings()._hf_hook.execution_device)

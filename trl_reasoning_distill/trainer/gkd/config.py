@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl_reasoning_distill.options import option
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, check_bool, check_choice, check_number
 from trl_reasoning_distill.trainer.trl_bridge import GKDConfig
@@ -20,7 +21,7 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
     training: its base with the adapter off, or a frozen copy.
 
     Args:
-        top_k: How many ids per position the divergence tells apart: the teacher's most likely, or with `beta=1` the student's. The
+        kd_top_k: How many ids per position the divergence tells apart: the teacher's most likely, or with `beta=1` the student's. The
             rest of the vocabulary is one more event, with its exact mass. `None` compares the whole vocabulary.
         kd_temperature: Temperature of both distributions in the divergence.
         kd_weight: Weight of the divergence.
@@ -31,7 +32,7 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
             them, or `"drop"` them from the loss. Both are counted.
         teacher_server_url: Base URL of an OpenAI-compatible server with prompt log-probabilities that knows
             `teacher_model_name_or_path`. The teacher is asked there and not loaded.
-        teacher_tokenizer_name_or_path: Tokenizer of the teacher, where it does not lie with the model.
+        teacher_tokenizer: Tokenizer of the teacher, where it does not lie with the model.
         teacher_quantization: `"4bit"` (NF4) or `"8bit"`, through bitsandbytes.
         ds3_gather_for_generation: Gather all weights on each rank for generation under ZeRO-3: faster, while one rank can hold them.
         use_vllm: Generate with vLLM, as TRL's own online trainers do.
@@ -50,7 +51,12 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
 
     _VALID_DICT_FIELDS = [*ReasoningSFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 
-    top_k: int | None = field(
+    teacher_model_name_or_path: str | None = option(
+        None,
+        "The teacher: folder or hub name of a model. Default: the student as it was before training.",
+        aliases=["teacher"],
+    )
+    kd_top_k: int | None = field(
         default=50,
         metadata={"help": "Ids per position that the divergence tells apart; null for the whole vocabulary."},
     )
@@ -74,7 +80,7 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
         default=None,
         metadata={"help": "Ask an OpenAI-compatible server for the teacher's log-probabilities instead of loading it."},
     )
-    teacher_tokenizer_name_or_path: str | None = field(
+    teacher_tokenizer: str | None = field(
         default=None, metadata={"help": "Tokenizer of the teacher, where it does not lie with the model."}
     )
     teacher_quantization: str | None = field(
@@ -111,8 +117,8 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_context()
-        if self.top_k is not None:
-            check_number("top_k", self.top_k, minimum=1, kind=int)
+        if self.kd_top_k is not None:
+            check_number("kd_top_k", self.kd_top_k, minimum=1, kind=int)
         check_number("temperature", self.temperature, minimum=0.0)
         check_number("kd_temperature", self.kd_temperature, above=0.0)
         for name in ("kd_weight", "sft_weight"):
@@ -146,8 +152,8 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
             "`teacher_server_url` without `teacher_model_name_or_path`: give the name that the server knows the teacher by.": (
                 self.teacher_server_url is not None and self.teacher_model_name_or_path is None
             ),
-            "`top_k=None` with `teacher_server_url`: a server tells its most likely tokens only. Set top_k to at most what it gives "
-            "(20 with vLLM's default).": self.teacher_server_url is not None and self.top_k is None,
+            "`kd_top_k=None` with `teacher_server_url`: a server tells its most likely tokens only. Set kd_top_k to at most what it gives "
+            "(20 with vLLM's default).": self.teacher_server_url is not None and self.kd_top_k is None,
             f"`kd_temperature={self.kd_temperature:g}` with `teacher_server_url`: a server does not tell the log-sum-exp at another "
             "temperature, so the tail would be a guess. Use 1.": self.teacher_server_url is not None
             and self.kd_temperature != 1.0,

@@ -24,15 +24,17 @@ from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.hub import context_length, load_tokenizer
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher
+from trl_reasoning_distill.losses.head import Head, body_of
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.sampling.transformers import quantization_config
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
 from trl_reasoning_distill.trainer.gkd.rows import unpad
+from trl_reasoning_distill.trainer.head import bound_to
 from trl_reasoning_distill.trainer.reference import Reference
 from trl_reasoning_distill.trainer.trl_bridge import (
-    LanguageHead,
     gathered_head,
     prepare_deepspeed,
+    prove_whole_head,
     unwrap_model_for_generation,
 )
 
@@ -69,13 +71,13 @@ def load_teacher_tokenizer(args: Any, teacher: Any) -> Any:
     Raises:
         ValueError: If there is none to be had.
     """
-    name = args.teacher_tokenizer_name_or_path or (
+    name = args.teacher_tokenizer or (
         args.teacher_model_name_or_path if teacher is None else teacher if isinstance(teacher, str) else None
     )
     name = name or getattr(getattr(teacher, "config", None), "_name_or_path", "")
     advice = (
-        "It is needed to know which ids teacher and student share: pass it as teacher_tokenizer, or name it with "
-        "teacher_tokenizer_name_or_path."
+        "It is needed to know which ids teacher and student share: pass it to the trainer, or name it with "
+        "the option teacher_tokenizer."
     )
     if not name:
         raise ValueError(f"The teacher was given as a model without a name, so its tokenizer is not known. {advice}")
@@ -217,9 +219,10 @@ class ModelTeacher:
         self.model: PreTrainedModel = base.get_base_model() if is_peft_model(base) else base
         self.context_length = context_length(self.model.config)
         model.eval().requires_grad_(False)
+        prove_whole_head(self.model, accelerator)
         _add_hidden_only(self.model)
         self.wrapped: Any = place(model, accelerator)
-        self._moved_head: LanguageHead | None = None
+        self._moved_head: Head | None = None
 
     def read(self, batch: TeacherBatch) -> Tensor:
         """See `LiveTeacher.read`: hidden states `(tokens, h)`."""
@@ -240,7 +243,7 @@ class ModelTeacher:
             yield linear_teacher(reading.to(device), head, self.support)
 
     @contextlib.contextmanager
-    def _head(self, device: torch.device) -> Iterator[LanguageHead]:
+    def _head(self, device: torch.device) -> Iterator[Head]:
         """The head on the student's device. One that lies elsewhere is moved there once: it is used at every step."""
         layer = self.model.get_output_embeddings()
         if self._moved_head is None and (has_offloaded_params(layer) or not _is_on(layer, device)):
@@ -327,7 +330,7 @@ class ServerTeacher:
         )
 
 
-def linear_teacher(hidden: Tensor, head: LanguageHead, support: Support) -> LinearTeacher:
+def linear_teacher(hidden: Tensor, head: Head, support: Support) -> LinearTeacher:
     """Hidden states and a head as the loss takes them."""
     bias = None if head.bias is None else head.bias.detach()
     return LinearTeacher(
@@ -348,7 +351,9 @@ def _add_hidden_only(model: PreTrainedModel) -> None:
 
     @functools.wraps(type(model).forward)  # `generate` validates its arguments against the signature
     def forward_with_choice(self: PreTrainedModel, *args: Any, hidden_only: bool = False, **kwargs: Any) -> Any:
-        return self.base_model(*args, **kwargs).last_hidden_state if hidden_only else forward(*args, **kwargs)
+        if hidden_only:
+            return body_of(self)(*args, **kwargs).last_hidden_state
+        return bound_to(self, forward)(*args, **kwargs)
 
     model.forward = types.MethodType(forward_with_choice, model)
 

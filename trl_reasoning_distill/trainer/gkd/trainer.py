@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trl_reasoning_distill.hub import context_length, load_config
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference
+from trl_reasoning_distill.losses.head import Head
 from trl_reasoning_distill.teacher.context import TeacherContext
 from trl_reasoning_distill.trainer.callbacks import show_samples
 from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
@@ -60,7 +61,6 @@ from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.reference import make_reference
 from trl_reasoning_distill.trainer.trl_bridge import (
     BridgedGKDTrainer,
-    LanguageHead,
     disable_dropout_in_model,
     main_process_first,
     unwrap_model_for_generation,
@@ -110,7 +110,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         ValueError: If an argument cannot be honoured, or teacher and student have different tokenizers.
 
     Example:
-        >>> args = TopKGKDConfig("runs/gkd", lmbda=0.5, beta=0.0, top_k=50)
+        >>> args = TopKGKDConfig("runs/gkd", lmbda=0.5, beta=0.0, kd_top_k=50)
         >>> TopKGKDTrainer("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct", args, train_dataset=rows).train()
     """
 
@@ -127,7 +127,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             "beta",
             "temperature",
             "max_new_tokens",
-            "top_k",
+            "kd_top_k",
             "kd_temperature",
             "kd_weight",
             "sft_weight",
@@ -191,7 +191,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         if args.teacher_server_url is not None:
             from trl_reasoning_distill.teacher.scoring import ServerReader
 
-            name, top_k = str(args.teacher_model_name_or_path), int(args.top_k or 1)
+            name, top_k = str(args.teacher_model_name_or_path), int(args.kd_top_k or 1)
             self._reader = ServerReader(args.teacher_server_url, name, self._teacher_tokenizer, top_k)
             limit = self._reader.context_length
         elif given is None:
@@ -225,7 +225,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
     def _support(self, embedding_rows: list[int]) -> Support:
         shared = min(self.shared_ids, *embedding_rows)
         on = "student" if self.args.beta == 1.0 else "teacher"
-        return Support(shared, self.args.top_k, on)
+        return Support(shared, self.args.kd_top_k, on)
 
     @property
     def _student(self) -> Any:
@@ -391,9 +391,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         finally:
             self._step = None
 
-    def head_loss(
-        self, hidden: Tensor, head: LanguageHead, batch: LossBatch, reference: LinearReference | None
-    ) -> FusedLoss:
+    def head_loss(self, hidden: Tensor, head: Head, batch: LossBatch, reference: LinearReference | None) -> FusedLoss:
         """See `ReasoningSFTTrainer.head_loss`; with the teacher's targets at hand."""
         step = self._step
         assert step is not None

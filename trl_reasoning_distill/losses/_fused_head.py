@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from trl_reasoning_distill.losses import _rows
-from trl_reasoning_distill.losses._models import Head
 from trl_reasoning_distill.losses._tiles import dense_divergence_, top_k_targets
 from trl_reasoning_distill.losses._tokens import (
     DenseTerms,
@@ -27,6 +26,7 @@ from trl_reasoning_distill.losses._tokens import (
     token_losses,
 )
 from trl_reasoning_distill.losses.divergence import LOG_ZERO, accumulator
+from trl_reasoning_distill.losses.head import Head
 
 if TYPE_CHECKING:
     from jaxtyping import Float

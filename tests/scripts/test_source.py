@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from trl_reasoning_distill.launch import script_path
 from trl_reasoning_distill.scripts import STAGES
-from trl_reasoning_distill.scripts.options import UnreadableOptionsError, known_flags, launcher_flags, read_options
+from trl_reasoning_distill.scripts.source import (
+    UnreadableOptionsError,
+    known_flags,
+    launcher_flags,
+    read_options,
+    script_path,
+)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -70,10 +75,31 @@ def test_source_that_cannot_be_followed_is_said_to_be_so(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["sft", "distill"])
 def test_help_of_a_training_loads_no_torch(name: str) -> None:
     code = (
-        "import sys\nfrom trl_reasoning_distill import cli\ncli.main([sys.argv[1], '--help'])\n"
+        "import sys\nfrom trl_reasoning_distill import cli\n"
+        "try: cli.main([sys.argv[1], '--help'])\nexcept SystemExit: pass\n"
         "print({'torch', 'transformers', 'trl', 'accelerate'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "set()"
     assert "--learning_rate float" in result.stdout
     assert "--num_processes" in result.stdout
+
+
+def test_bounds_choices_and_aliases_are_read_from_the_source(tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "class Arguments:\n"
+        "    k: Count | None = option(3, 'Ids.', aliases=['top_k'])\n"
+        "    cut: Literal['drop', 'keep'] = option('drop', 'What ' 'happens.')\n"
+        "    seed: 'Annotated[int, Bounds(ge=0, lt=9)]' = option(0, help='Seed.')\n"
+        "    store: str = option(help='Where.')\n"
+        "    names: list[str] = option(['all'], 'Which.')\n"
+        "def make_parser(prog=None):\n    return TrlParser((Arguments,), prog=prog)\n"
+    )
+    found = {option.name: option for option in read_options(str(script))}
+    assert [option.type for option in found.values()] == [
+        "int ≥ 1 | None", "drop | keep", "int ≥ 0 and < 9", "str", "list[str]",
+    ]  # fmt: skip
+    assert [option.default for option in found.values()] == ["3", "'drop'", "0", None, "['all']"]
+    assert [option.help for option in found.values()] == ["Ids.", "What happens.", "Seed.", "Where.", "Which."]
+    assert found["k"].flags == ("--k", "--top_k")
