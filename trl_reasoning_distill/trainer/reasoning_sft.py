@@ -21,7 +21,8 @@ from torch import Tensor
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.normalization import Reading, normalize
+from trl_reasoning_distill.data.published import Reading
+from trl_reasoning_distill.data.row_sets import normalize
 from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
