@@ -83,7 +83,8 @@ def training_facts(trainer: Any) -> dict[str, Facts]:
         "rows": f"{report.rows:,}",
         "with reasoning": f"{report.with_reasoning / max(1, report.rows):.1%}",
         "supervised tokens": f"{report.supervised_tokens:,}",
-        "left out": f"{report.overlong:,} too long, {report.unsupervised:,} without a supervised token",
+        "left out": f"{report.overlong:,} too long, {report.unsupervised:,} without a supervised token, {len(report.malformed):,} with a "
+        "malformed thought",
     }  # fmt: skip
     values = {name: getattr(args, name, None) for name in _SETTINGS}
     settings = {name: getattr(value, "value", value) for name, value in values.items() if value is not None}

@@ -29,6 +29,8 @@ class ReasoningSFTConfig(SFTConfig):
             examples with reasoning that is logged before the first step, and for `think_weight` and `answer_weight`.
         overlong: What happens to a row longer than `max_length`. `"drop"` leaves it out and counts it; `"truncate"` cuts its end, as
             TRL does, which teaches the model to stop reasoning in the middle.
+        malformed_thoughts: What happens to a row whose thought never ends, stands in several blocks, or has nothing after it. `"drop"`
+            leaves it out, counts and lists it; `"train"` trains it as it is.
         think_weight: Weight of the negative log-likelihood of each token up to and including the end of the reasoning.
         answer_weight: The same for the tokens after it.
         use_kl_regularization: Add `kl_coef` times the KL divergence to the model as it was before training. Off by default, so that
@@ -64,6 +66,14 @@ class ReasoningSFTConfig(SFTConfig):
         metadata={
             "help": "Rows longer than max_length: 'drop' them (counted and logged) or 'truncate' them.",
             "choices": ["drop", "truncate"],
+        },
+    )
+    malformed_thoughts: str = field(
+        default="drop",
+        metadata={
+            "help": "Rows whose thought never ends, stands in several blocks, or has nothing after it: 'drop' them (counted and listed) "
+            "or 'train' them as they are.",
+            "choices": ["drop", "train"],
         },
     )
     think_weight: float = field(default=1.0, metadata={"help": "Weight of the loss on each token of the reasoning."})
@@ -112,6 +122,7 @@ class ReasoningSFTConfig(SFTConfig):
         super().__post_init__()
         ReasoningFormat.preset(self.reasoning_format)  # raises with the list of presets
         check_choice("overlong", self.overlong, ("drop", "truncate"))
+        check_choice("malformed_thoughts", self.malformed_thoughts, ("drop", "train"))
         check_choice("kl_direction", self.kl_direction, ("reverse", "forward"))
         for name in ("think_weight", "answer_weight", "kl_coef"):
             check_number(name, getattr(self, name), minimum=0.0)

@@ -21,6 +21,8 @@ from torch import Tensor
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.published import Reading
+from trl_reasoning_distill.data.row_sets import normalize
 from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
@@ -198,13 +200,14 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 f"The {name} dataset is an IterableDataset. {type(self).__name__} counts, checks and matches all rows before the first step; "
                 "load it with streaming=False."
             )
+        if formatting_func is None:
+            dataset = self.normalize(dataset, name)
         tokenize = RowTokenizer(
             self.tokenizer,
             self.format,
-            completion_only=bool(self.completion_only_loss),
+            completion_only=args.completion_only_loss is not False,
             assistant_only=args.assistant_only_loss,
             chat_template=self.chat_template,
-            text_field=args.dataset_text_field,
             formatting_func=formatting_func,
             segment_weights=(args.think_weight, args.answer_weight) if args.has_segment_weights else None,
             chat_template_kwargs=args.template_variables,
@@ -213,8 +216,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         # The strategies that cut rows themselves are asked for by name; they are not for whole chains of thought
         cuts_rows = packing and args.packing_strategy != "bfd"
         columns = [*TOKEN_COLUMNS, *self.row_columns(args)]
-        if len(dataset):
-            tokenize.refuse_closed_thought(dataset[0], name)
+        tokenize.refuse_closed_thought(dataset, name)
         with main_process_first():
             rows = dataset.map(tokenize, desc=f"Tokenizing the {name} dataset", **map_kwargs)
             tokenize.refuse_damage(rows, name)
@@ -225,6 +227,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 overlong=args.overlong,
                 columns=columns,
                 whole_columns=self.whole_columns,
+                malformed=args.malformed_thoughts,
                 **map_kwargs,
             )
             if name == "train" and args.preview_examples:
@@ -242,6 +245,20 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         if args.process_index == 0:
             logger.info("%s dataset: %s", name, self.reports[name])
         return rows
+
+    def normalize(self, dataset: Dataset, name: str, *, needs_reply: bool = True) -> Dataset:
+        """Rows of any published shape as prompt and completion; those that are, as they are."""
+        args = self.args
+        reading = Reading(
+            self.format,
+            every_reply=args.assistant_only_loss,
+            needs_reply=needs_reply,
+            text_field=args.dataset_text_field,
+        )
+        dataset, line = normalize(dataset, reading, f"the {name} dataset")
+        if args.process_index == 0:
+            logger.info(line)
+        return dataset
 
     def resume_settings(self) -> dict[str, Any]:
         """See `ResumableTrainer.resume_settings`; adds the stores by their content."""
