@@ -31,6 +31,7 @@ class Rule:
 
 HEAVY = frozenset({"torch", "transformers", "trl"})
 TRL = frozenset({"trl"})
+SHARED = ("options",)  # how an option is written: of the standard library alone, for any folder
 LIVE_TEACHER = ("teacher.context", "teacher.scoring", "teacher.sampling")  # asked in the training step
 
 RULES = {
@@ -68,6 +69,7 @@ RULES = {
     ),
     "processes": Rule(internal=(), only=frozenset({"accelerate", "torch"})),
     "extras": Rule(internal=(), only=frozenset()),
+    "options": Rule(internal=(), only=frozenset()),
     "terminal": Rule(internal=(), only=frozenset()),
     "doctor": Rule(
         internal=("scripts", "pipeline", "data", "teacher.store.vocabulary", "teacher.sampling", "losses", "terminal"),
@@ -93,7 +95,7 @@ def violations(package: Path) -> list[str]:
         if room not in RULES:
             found.append(f"{relative}: the room {room!r} has no import rule")
             continue
-        allowed = (room, *RULES[room].internal)
+        allowed = (room, *SHARED, *RULES[room].internal)
         for line, module, is_typing_only in _imports(path, package):
             if not _is_allowed(module, allowed, RULES[room], is_typing_only):
                 found.append(f"{relative}:{line} imports {module}")

@@ -77,3 +77,23 @@ def test_help_of_a_training_loads_no_torch(name: str) -> None:
     assert result.stdout.splitlines()[-1] == "set()"
     assert "--learning_rate float" in result.stdout
     assert "--num_processes" in result.stdout
+
+
+def test_bounds_choices_and_aliases_are_read_from_the_source(tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "class Arguments:\n"
+        "    k: Count | None = option(3, 'Ids.', aliases=['top_k'])\n"
+        "    cut: Literal['drop', 'keep'] = option('drop', 'What ' 'happens.')\n"
+        "    seed: 'Annotated[int, Bounds(ge=0, lt=9)]' = option(0, help='Seed.')\n"
+        "    store: str = option(help='Where.')\n"
+        "    names: list[str] = option(['all'], 'Which.')\n"
+        "def make_parser(prog=None):\n    return TrlParser((Arguments,), prog=prog)\n"
+    )
+    found = {option.name: option for option in read_options(str(script))}
+    assert [option.type for option in found.values()] == [
+        "int ≥ 1 | None", "drop | keep", "int ≥ 0 and < 9", "str", "list[str]",
+    ]  # fmt: skip
+    assert [option.default for option in found.values()] == ["3", "'drop'", "0", None, "['all']"]
+    assert [option.help for option in found.values()] == ["Ids.", "What happens.", "Seed.", "Where.", "Which."]
+    assert found["k"].flags == ("--k", "--top_k")

@@ -17,6 +17,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, get_origin
+
+from trl_reasoning_distill import options as option_types
 
 _ORIGINS = {
     "trl_reasoning_distill": "options of this stage",
@@ -39,6 +42,7 @@ class Option:
         default: Its default, as it stands in the source; `None` if it is required.
         help: Its help text.
         package: Top-level package of the class that declares it.
+        aliases: Other names for it.
     """
 
     name: str
@@ -46,11 +50,12 @@ class Option:
     default: str | None
     help: str
     package: str
+    aliases: tuple[str, ...] = ()
 
     @property
     def flags(self) -> tuple[str, ...]:
         """All spellings that the stage's parser takes."""
-        flags = [f"--{self.name}", f"--{self.name.replace('_', '-')}"]
+        flags = [f"--{self.name}", f"--{self.name.replace('_', '-')}", *(f"--{alias}" for alias in self.aliases)]
         if self.default == "True" and self.type in ("bool", "bool | None"):
             flags += [f"--no_{self.name}", f"--no-{self.name.replace('_', '-')}"]
         return tuple(dict.fromkeys(flags))
@@ -112,7 +117,7 @@ def format_help(options: Sequence[Option], prog: str, description: str, epilog: 
             if option.package == package:
                 default = "required" if option.default is None else f"default: {option.default}"
                 text = f"{option.help.replace('%%', '%')} ({default})".strip().replace("%", "%%")
-                group.add_argument(f"--{option.name}", metavar=option.type.replace("'", ""), help=text)
+                group.add_argument(f"--{option.name}", metavar=option.type, help=text)
     return parser.format_help()
 
 
@@ -167,17 +172,42 @@ def _fields(definition: ast.ClassDef, path: Path) -> dict[str, Option]:
 
 
 def _option(node: ast.AnnAssign, name: str, package: str) -> Option | None:
-    annotation = ast.unparse(node.annotation).strip("'\"")
+    annotation = _type_text(node.annotation)
     if annotation.startswith(("ClassVar", "typing.ClassVar")):
         return None
     keywords: dict[str | None, ast.expr] = {}
-    default = node.value
-    if isinstance(node.value, ast.Call) and _name(node.value.func) == "field":
+    default, text = node.value, ""
+    if isinstance(node.value, ast.Call) and _name(node.value.func) in ("field", "option"):
         keywords = {keyword.arg: keyword.value for keyword in node.value.keywords}
-        default = keywords.get("default") or keywords.get("default_factory")
+        given = dict(zip(("default", "help"), node.value.args, strict=False)) | keywords
+        default = given.get("default") or given.get("default_factory")
+        text = _text(given["help"]) if "help" in given else _help_text(given.get("metadata"))
     if isinstance(keywords.get("init"), ast.Constant) and not ast.literal_eval(keywords["init"]):
         return None
-    return Option(name, annotation, _default_text(default), _help_text(keywords.get("metadata")), package)
+    aliases = tuple(ast.literal_eval(keywords["aliases"])) if "aliases" in keywords else ()
+    return Option(name, annotation, _default_text(default), " ".join(text.split()), package, aliases)
+
+
+def _type_text(node: ast.expr) -> str:
+    """The type as `--help` shows it: with its choices, and with bounds in place of their name in `options`."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _type_text(ast.parse(node.value, mode="eval").body)
+    if isinstance(node, ast.BinOp):
+        return f"{_type_text(node.left)} | {_type_text(node.right)}"
+    arguments = node.slice.elts if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) else []
+    if isinstance(node, ast.Subscript) and _name(node.value) == "Literal":
+        return " | ".join(_text(choice) for choice in arguments or [node.slice])
+    if isinstance(node, ast.Subscript) and _name(node.value) == "Annotated":
+        bounds = [
+            _bounds(rule) for rule in arguments[1:] if isinstance(rule, ast.Call) and _name(rule.func) == "Bounds"
+        ]
+        return " ".join([_type_text(arguments[0]), *bounds])
+    alias = getattr(option_types, node.id, None) if isinstance(node, ast.Name) else None
+    return option_types.short(alias) if get_origin(alias) is Annotated else ast.unparse(node)
+
+
+def _bounds(call: ast.Call) -> str:
+    return str(option_types.Bounds(**{str(one.arg): ast.literal_eval(one.value) for one in call.keywords}))
 
 
 def _default_text(default: ast.expr | None) -> str | None:
