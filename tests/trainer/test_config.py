@@ -54,7 +54,10 @@ def test_defaults_are_the_published_ones() -> None:
         ({"reference_logits": "x"}, r"`reference_logits='x'` without the KL term"),
         ({"use_kl_regularization": True, "kl_target": 0.0}, r"`kl_target=0\.0`: must be a number > 0"),
         ({"use_kl_regularization": True, "kl_target": 1.0, "kl_coef": 0.0}, r"`kl_coef=0\.0`: must be a number > 0"),
-        ({"use_kl_regularization": True, "reference_logits": True}, r"`reference_logits=True`: must be the path"),
+        (
+            {"use_kl_regularization": True, "reference_logits": True},
+            r"`reference_logits=True`: must be text, found bool",
+        ),
         ({"reasoning_format": "thnik"}, r"Did you mean 'think'"),
         ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor=0\.1`: must be 0.*never builds"),
     ],

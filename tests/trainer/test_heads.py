@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from tests.trainer import tiny
 from trl_reasoning_distill.losses.fused import FusedLoss, fused_linear_distillation_loss
 from trl_reasoning_distill.losses.head import Head, body_of, prove_head
-from trl_reasoning_distill.teacher.readers.transformers import TransformersReader
+from trl_reasoning_distill.teacher.scoring.local import TransformersReader
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 from trl_reasoning_distill.trainer.head import add_head_loss
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer

@@ -21,10 +21,9 @@ import xxhash
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import rotate_checkpoints
 
 from trl_reasoning_distill.data.files import explain_full_disk, flush_to_disk, hash_path, read_json, write_json
+from trl_reasoning_distill.trainer.trl_bridge import ExportableState, rotate_checkpoints
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from trl_reasoning_distill.losses.fused import FusedLoss
+from trl_reasoning_distill.losses.divergence import TopKTargets
+from trl_reasoning_distill.losses.fused import FusedLoss, LinearTeacher
 from trl_reasoning_distill.losses.head import Head, body_of
 from trl_reasoning_distill.trainer.reference import Reference
 from trl_reasoning_distill.trainer.trl_bridge import gathered_head, load_balancing_loss
@@ -43,6 +44,7 @@ class LossBatch:
             global batch's loss is divided once by its supervised tokens.
         step: Optimizer steps done so far.
         is_training: False in evaluation.
+        teacher: Distributions of a live teacher for these tokens; `None` without one.
     """
 
     labels: Tensor
@@ -50,6 +52,7 @@ class LossBatch:
     scale: Tensor
     step: int
     is_training: bool
+    teacher: LinearTeacher | TopKTargets | None = None
 
 
 @dataclass

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trl_reasoning_distill.losses.head import body_of
+from trl_reasoning_distill.trainer.trl_bridge import empty_copy, is_zero3, prepare_deepspeed
 
 
 class Reference(Protocol):
@@ -61,21 +62,15 @@ class FrozenReference:
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator) -> None:
-        kind = accelerator.distributed_type
         self.is_sharded = True
-        if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
-            self.model = _copy_partitioned(model)
-        else:
-            self.model = copy.deepcopy(model)
+        self.model = _copy_partitioned(model) if is_zero3(accelerator) else copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
         self.model.forward = types.MethodType(
             _last_hidden_state, self.model
         )  # wrapped, so that the hooks of its shards fire
-        if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
-            from trl_reasoning_distill.trainer.trl_bridge import prepare_deepspeed
-
+        if is_zero3(accelerator):
             self.wrapped = prepare_deepspeed(self.model, accelerator)
-        elif kind == DistributedType.FSDP:
+        elif accelerator.distributed_type == DistributedType.FSDP:
             self.wrapped = fsdp2_prepare_model(accelerator, self.model).eval()
         else:
             self.wrapped, self.is_sharded = self.model, False
@@ -121,8 +116,7 @@ def _copy_partitioned(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model whose parameters ZeRO-3 may have partitioned; one parameter at a time is whole, on no rank the model."""
     import deepspeed
 
-    with torch.random.fork_rng(devices=[]):  # the weights that it is made with are overwritten
-        twin = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    twin = empty_copy(model)
     pairs = dict(twin.named_parameters(remove_duplicate=False))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if pairs.keys() != parameters.keys():
