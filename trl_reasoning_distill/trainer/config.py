@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
 
 
 def convert_config(args: Any, config_class: type[ReasoningSFTConfig]) -> Any:
-    """A trainer's configuration from any that TRL or transformers has, as TRL converts `TrainingArguments`.
+    """A trainer's configuration from any that TRL or transformers has.
 
     Args:
         args: An instance of `config_class`, which is returned as it is; another `TrainingArguments` whose fields it has; or `None`
@@ -230,7 +231,8 @@ def convert_config(args: Any, config_class: type[ReasoningSFTConfig]) -> Any:
         return config_class(output_dir="trainer_output")
     if not isinstance(args, TrainingArguments):
         raise ValueError(f"{needed}, found {type(args).__name__}.")
-    values = {**args.to_dict(), "hub_token": args.hub_token}  # `to_dict` hides the token
+    # Not `to_dict`, which hides the value of each name that ends with `_token`, such as `eos_token`
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
     unknown = sorted(values.keys() - config_class.__dataclass_fields__.keys())
     if unknown:
         raise ValueError(f"{needed}, which has no {', '.join(unknown)}; found {type(args).__name__}.")
@@ -273,9 +275,9 @@ class StudentConfig(ModelConfig):
         ValueError: If the preset is unknown, or an option needs an adapter that is not asked for.
     """
 
-    lora_r: Count | None = option(None, "Rank of LoRA. Default: the preset's, or TRL's 16.")
-    lora_alpha: int | None = option(None, "LoRA's alpha. Default: the preset's, or TRL's 32.")
-    lora_dropout: float | None = option(None, "LoRA's dropout. Default: the preset's, or TRL's 0.05.")
+    lora_r: Count | None = option(None, "Rank of LoRA. Default: the preset's, or TRL's 16.")  # type: ignore[assignment]
+    lora_alpha: int | None = option(None, "LoRA's alpha. Default: the preset's, or TRL's 32.")  # type: ignore[assignment]
+    lora_dropout: Share | None = option(None, "LoRA's dropout. Default: the preset's, or TRL's 0.05.")  # type: ignore[assignment]
     lora_preset: Annotated[str, OneOf(LORA_PRESETS)] | None = option(
         None,
         "LoRA settings of a published recipe: cot_lora (r 8) or tinyllama (r 32). Implies use_peft; explicit keys win.",

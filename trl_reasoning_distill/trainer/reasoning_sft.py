@@ -147,7 +147,8 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     def _refuse_what_columns_cannot_follow(self) -> None:
         columns = self.row_columns(self.args)
         if self.skips_preparation and not self.has_images and columns:
-            missing = sorted(columns.keys() - next(iter(self.train_dataset)).keys())
+            rows: Any = self.train_dataset
+            missing = sorted(columns.keys() - next(iter(rows)).keys())
             if missing:
                 raise ValueError(
                     f"`dataset_kwargs` with skip_prepare_dataset: the rows lack {', '.join(missing)}, which preparation adds for the loss. Add "

@@ -17,7 +17,7 @@ try:
     with suppress_experimental_warning():  # our pages say it once
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 except ImportError:
-    GKDConfig, GKDTrainer = SFTConfig, SFTTrainer
+    GKDConfig, GKDTrainer = SFTConfig, SFTTrainer  # type: ignore[misc, assignment]
 
 __all__ = ["ARGUMENTS", "BridgedGKDTrainer", "GKDConfig", "GKDTrainer", "refuse_unused_overrides"]
 

@@ -13,7 +13,7 @@ import functools
 import logging
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import is_peft_model
@@ -224,6 +224,10 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
     def generation_kwargs(self) -> dict[str, Any]:
         """What TRL's GKDTrainer makes its `generation_config` of, as it is now."""
         return {name: getattr(self.generation_config, name) for name in _GENERATION_KWARGS}
+
+    @generation_kwargs.setter
+    def generation_kwargs(self, values: dict[str, Any]) -> None:
+        self.generation_config.update(**values)
 
     @staticmethod
     def generate_on_policy_outputs(
@@ -488,7 +492,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         """The teacher's distributions for a micro-batch that it has read, on the support that the options ask for."""
         with self.teacher.targets(reading, device) as targets:
             if isinstance(targets, LinearTeacher):
-                on = "student" if self.beta == 1.0 else "teacher"
+                on: Literal["student", "teacher"] = "student" if self.beta == 1.0 else "teacher"
                 targets = dataclasses.replace(targets, top_k=self.args.top_k, on=on)
             if self.rollout_store is not None and student_wrote:
                 self.rollout_store.add(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], targets)
