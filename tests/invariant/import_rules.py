@@ -37,7 +37,9 @@ LIVE_TEACHER = ("teacher.context", "teacher.scoring", "teacher.sampling")  # ask
 RULES = {
     "data": Rule(internal=("extras", "terminal"), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
-    "teacher": Rule(internal=("data", "verification", "losses.head", "losses.topk", "extras", "processes"), banned=TRL),
+    "teacher": Rule(
+        internal=("data", "verification", "losses.head", "losses.topk", "extras", "hub", "processes"), banned=TRL
+    ),
     "losses": Rule(internal=(), only=frozenset({"torch", "triton"})),
     "trainer": Rule(
         internal=(
@@ -48,6 +50,7 @@ RULES = {
             "data",
             "verification",
             "extras",
+            "hub",
             "processes",
         )
     ),
@@ -63,16 +66,27 @@ RULES = {
             "trainer",
             "evaluation",
             "extras",
+            "hub",
             "processes",
             "terminal",
         )
     ),
     "processes": Rule(internal=(), only=frozenset({"accelerate", "torch"})),
+    "hub": Rule(internal=(), only=frozenset({"transformers"})),
     "extras": Rule(internal=(), only=frozenset()),
     "options": Rule(internal=(), only=frozenset()),
     "terminal": Rule(internal=(), only=frozenset()),
     "doctor": Rule(
-        internal=("scripts", "pipeline", "data", "teacher.store.vocabulary", "teacher.sampling", "losses", "terminal"),
+        internal=(
+            "scripts",
+            "pipeline",
+            "data",
+            "hub",
+            "teacher.store.vocabulary",
+            "teacher.sampling",
+            "losses",
+            "terminal",
+        ),
         banned=TRL,
     ),
     "shipped": Rule(internal=(), only=frozenset({"yaml"})),

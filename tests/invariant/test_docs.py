@@ -74,3 +74,28 @@ def test_a_name_that_is_gone_is_found(tmp_path: Path) -> None:
     (tmp_path / "trl_reasoning_distill" / "config.py").write_text("kd_weight: float = 1.0")
     (tmp_path / "README.md").write_text("`kd_weight: 3` and `kd_wait`\n```\n`kd_code`\n```\n")
     assert unknown_names(tmp_path) == ["README.md: kd_wait"]
+
+
+IMAGES = re.compile(r"\b(road|house|foretold|foretell|torment|in peace|rooms)\b", re.IGNORECASE)
+"""Words that stood for a stage, the code, a prediction or a file's folder; the field's own words say it."""
+
+
+def images(root: Path) -> list[str]:
+    """Where the package or a page uses one of them, as `file:line: text`."""
+    files = [*(root / "trl_reasoning_distill").rglob("*.py"), *(root / "trl_reasoning_distill").rglob("*.j2"), *_pages(root)]
+    return [
+        f"{file.relative_to(root)}:{number}: {line.strip()}"
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if IMAGES.search(line)
+    ]
+
+
+def test_plain_words(repository: Path) -> None:
+    assert images(repository) == []
+
+
+def test_an_image_is_found(tmp_path: Path) -> None:
+    (tmp_path / "trl_reasoning_distill").mkdir()
+    (tmp_path / "trl_reasoning_distill" / "a.py").write_text("# as far as it can be foretold\nx = 'broadcast'\n")
+    assert images(tmp_path) == ["trl_reasoning_distill/a.py:1: # as far as it can be foretold"]

@@ -15,14 +15,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.trainer import tiny
 from trl_reasoning_distill.data.chat import encode_chat
-from trl_reasoning_distill.data.tokenization import tokenize_example
+from trl_reasoning_distill.data.tokenization import completion_start, tokenize_example
 from trl_reasoning_distill.teacher.context import (
     KINDS,
     TEACHER_PROMPT,
     TeacherContext,
     TeacherContextOptions,
     anchor,
-    completion_start,
     with_teacher_prompts,
 )
 
@@ -177,10 +176,10 @@ def test_the_completion_has_the_same_ids_behind_both_prompts(
     prompt = context(kind, **KIND_OPTIONS[kind]).prompt(row)
     tokens = tokenize_example(tokenizer, row)
     anchored = anchor(tokenizer, row, prompt, tokens)
-    start = completion_start(tokens)
+    start = completion_start(tokens.labels)
     if anchored is None:  # only where a template renders the completion by what stands before it
         teacher = tokenize_example(tokenizer, {**row, "prompt": prompt})
-        assert teacher.input_ids[completion_start(teacher) :] != tokens.input_ids[start:]
+        assert teacher.input_ids[completion_start(teacher.labels) :] != tokens.input_ids[start:]
         return
     teacher_row = [*anchored.before(), *tokens.input_ids[start:]]
     assert teacher_row == tokenize_example(tokenizer, {**row, "prompt": prompt}).input_ids

@@ -11,7 +11,7 @@ from typing import Any
 
 from trl_reasoning_distill.data.chat import encode_prompt
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+from trl_reasoning_distill.data.tokenization import completion_start, is_supervised
 from trl_reasoning_distill.terminal import BOLD, CYAN, DIM, GREEN, MAGENTA, RED, YELLOW, paint, printable, takes_colour
 
 MARKS = ("⟦", "⟧")
@@ -105,18 +105,18 @@ def _describe_row(
     added = {token for token, text in tokenizer.added_tokens_decoder.items() if text.special}
     special = added | set(tokenizer.all_special_ids)
     text = []
-    for is_supervised, group in itertools.groupby(
-        zip(row["input_ids"], labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX
+    for is_learnt, group in itertools.groupby(
+        zip(row["input_ids"], labels, strict=True), key=lambda pair: is_supervised(pair[1])
     ):
         runs = itertools.groupby((token for token, _ in group), key=special.__contains__)
-        style = GREEN if is_supervised else DIM
+        style = GREEN if is_learnt else DIM
         pieces = [
             (printable(tokenizer.decode(list(ids))), f"{style};{BOLD}" if is_special else style)
             for is_special, ids in runs
         ]
         whole = "".join(paint(piece, style, colour) for piece, style in _shorten_pieces(pieces))
-        text.append(whole.join(MARKS) if is_supervised and not colour else whole)
-    supervised = sum(label != IGNORE_INDEX for label in labels)
+        text.append(whole.join(MARKS) if is_learnt and not colour else whole)
+    supervised = sum(map(is_supervised, labels))
     mark = paint("in this colour", GREEN, True) if colour else "…".join(MARKS)
     lines = [f"--- example {number}: {len(labels):,} tokens, {supervised:,} supervised {mark}", "".join(text)]
     return "\n".join([*lines, _read_back(row, tokenizer, form)] if form is not None else lines)
@@ -124,7 +124,7 @@ def _describe_row(
 
 def _read_back(row: Mapping[str, Any], tokenizer: Any, form: ReasoningFormat) -> str:
     ids, labels = list(row["input_ids"]), row["labels"]
-    start = next((index for index, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
+    start = completion_start(labels)
     opened = form.is_opened_by(tokenizer.decode(ids[:start]))
     parsed = form.parse(tokenizer.decode(ids[start:], skip_special_tokens=True), opened=opened)
     reasoning = "no reasoning" if not parsed.reasoning else f"a reasoning of {len(parsed.reasoning.split()):,} words"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trl_reasoning_distill.data.chat import render_chat
 from trl_reasoning_distill.data.examples import describe_messages
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.extras import require_extra
@@ -203,7 +204,7 @@ def make_preview(
 
     def whole(item: Item) -> str:
         if templated:
-            return str(tokenizer.apply_chat_template(list(item.messages), tokenize=False))
+            return render_chat(tokenizer, item.messages)
         return "\n".join(message["content"] for message in item.messages)
 
     return Preview(

@@ -59,7 +59,11 @@ def tokenize_example(
         if isinstance(prompt, list):
             prompt_ids = encode_chat(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"]
             encoded = encode_chat(
-                tokenizer, prompt + completion, return_assistant_tokens_mask=assistant_only, **options
+                tokenizer,
+                prompt + completion,
+                targets_from=len(prompt),
+                return_assistant_tokens_mask=assistant_only,
+                **options,
             )
         else:
             prompt_ids = tokenizer(text=prompt)["input_ids"]
@@ -68,7 +72,9 @@ def tokenize_example(
         # across the border, TRL lets the completion begin where the two diverge.
         prompt_length = _common_prefix_length(prompt_ids, encoded["input_ids"])
     elif isinstance(example[shape], list):
-        encoded = encode_chat(tokenizer, example[shape], return_assistant_tokens_mask=assistant_only, **options)
+        encoded = encode_chat(
+            tokenizer, example[shape], targets_from=0, return_assistant_tokens_mask=assistant_only, **options
+        )
     else:
         encoded = tokenizer(text=_with_eos(tokenizer, example[shape]))
 
@@ -86,9 +92,27 @@ def tokenize_example(
     return TokenizedExample(input_ids, labels)
 
 
+def is_supervised(labels: Any) -> Any:
+    """Whether a label, or each of an array of labels, is to be learnt: the one place that knows how an ignored one is written."""
+    return labels != IGNORE_INDEX
+
+
+def supervised_positions(labels: Sequence[int]) -> list[int]:
+    """The supervised positions of a row, in order: t ≥ 1 with a label, since the distribution that predicts t sits at t − 1.
+
+    The n-th of them has the n-th of the row's records in a Top-K store.
+    """
+    return [t for t, label in enumerate(labels) if t and is_supervised(label)]
+
+
+def completion_start(labels: Sequence[int]) -> int:
+    """Index of the first token with a label; the length of the row where there is none."""
+    return next((t for t, label in enumerate(labels) if is_supervised(label)), len(labels))
+
+
 def row_hash(input_ids: Sequence[int], labels: Sequence[int]) -> str:
     """Hash of a row's ids and of which positions are supervised: 32 hexadecimal digits, the same on every machine."""
-    supervised = bytes(label != IGNORE_INDEX for label in labels)
+    supervised = bytes(is_supervised(label) for label in labels)
     ids = b"".join(int(token).to_bytes(4, "little") for token in input_ids)
     return xxhash.xxh3_128_hexdigest(len(input_ids).to_bytes(8, "little") + ids + supervised)
 
@@ -135,7 +159,13 @@ def template_options(example: Mapping[str, Any]) -> dict[str, Any]:
     """What a row itself gives its chat template: `tools`, and `chat_template_kwargs`."""
     tools = example.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {**({"tools": tools} if tools else {}), **(example.get("chat_template_kwargs") or {})}
+    variables = example.get("chat_template_kwargs") or {}
+    if "chat_template" in variables:
+        raise ValueError(
+            "A row brings a chat template of its own (chat_template in its chat_template_kwargs), which would render it unlike the others "
+            "and unlike the store's fingerprint. Take it out of the row; set chat_template_path for all rows."
+        )
+    return {**({"tools": tools} if tools else {}), **variables}
 
 
 def _with_eos(tokenizer: Any, text: str) -> str:

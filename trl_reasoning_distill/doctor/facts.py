@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.doctor.memory import LiveTeacher, TrainingShape, adapter_parameters, model_shape
+from trl_reasoning_distill.hub import load_config, load_tokenizer
 from trl_reasoning_distill.pipeline import RecipeStage
 from trl_reasoning_distill.scripts.evaluate import parse_models
 from trl_reasoning_distill.scripts.planning import student_config
@@ -166,9 +167,7 @@ class Resources:
         Raises:
             UnknownModelError: If it cannot be had.
         """
-        from transformers import AutoConfig
-
-        return self._load(self._configs, AutoConfig, model)
+        return self._load(self._configs, load_config, model)
 
     def has_config(self, model: str) -> bool:
         """Whether its configuration can be had."""
@@ -184,16 +183,14 @@ class Resources:
         Raises:
             UnknownModelError: If it cannot be had.
         """
-        from transformers import AutoTokenizer
-
-        return self._load(self._tokenizers, AutoTokenizer, model)
+        return self._load(self._tokenizers, load_tokenizer, model)
 
     def _load(self, cache: dict[str, Any], loader: Any, model: str) -> Any:
         if model not in cache:
             try:
-                cache[model] = loader.from_pretrained(model, trust_remote_code=self._trust)
-            except (OSError, ValueError) as error:
-                cache[model] = UnknownModelError(f"{model}: {str(error).strip().splitlines()[0]}")
+                cache[model] = loader(model, trust_remote_code=self._trust)
+            except ValueError as error:
+                cache[model] = UnknownModelError(str(error))
         if isinstance(cache[model], UnknownModelError):
             raise cache[model]
         return cache[model]

@@ -17,7 +17,7 @@ from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME as SYNTHETIC
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
+from trl_reasoning_distill.data.tokenization import is_supervised, supervised_positions, tokenize_example
 from trl_reasoning_distill.doctor.facts import Finding, Level, Resources, StageFacts, UnknownModelError
 from trl_reasoning_distill.teacher.sampling import parse_mapping
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
@@ -62,7 +62,7 @@ def _judge_template(stage: str, tokenizer: Any, form: ReasoningFormat, options: 
             'chat_template_kwargs to {"enable_thinking": true}, or give another chat_template_path.',
         )
     tokens = tokenize_example(tokenizer, row, chat_template_kwargs=options)
-    supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if label != IGNORE_INDEX]
+    supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if is_supervised(label)]
     before = tokenizer.decode(tokens.input_ids[: len(tokens.input_ids) - len(supervised)])
     text = tokenizer.decode(supervised)
     if form.open_tag and not form.parse(text, opened=form.is_opened_by(before)).well_formed:
@@ -87,7 +87,7 @@ def check_rows(facts: StageFacts, resources: Resources) -> Iterator[Finding]:
     tokenizer, options = _student_tokenizer(facts, resources), _template_variables(facts)
     limit = facts.get("max_length")
     rows = [tokenize_example(tokenizer, row, chat_template_kwargs=options) for row in facts.sample]
-    empty = sum(all(label == IGNORE_INDEX for label in row.labels[1:]) for row in rows)
+    empty = sum(not supervised_positions(row.labels) for row in rows)
     if empty:
         yield Finding(
             "red" if empty == len(rows) else "yellow",

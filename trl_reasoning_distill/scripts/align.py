@@ -70,15 +70,20 @@ def main(args: list[str] | None = None) -> None:
     (options,) = parse_stage(make_parser(), args)
 
     from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.scripts.arguments import load_tokenizer
+    from trl_reasoning_distill.hub import load_tokenizer
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.teacher.store.alignment import align_store
 
     store = TopKStore.open(options.store)
     teacher_name = options.teacher_tokenizer or store.tokenizer_name
     trust = options.trust_remote_code
-    student = load_tokenizer(options.student, options.student_revision, options.chat_template_path, trust)
-    teacher = load_tokenizer(teacher_name, None, None, trust)
+    student = load_tokenizer(
+        options.student,
+        revision=options.student_revision,
+        chat_template=options.chat_template_path,
+        trust_remote_code=trust,
+    )
+    teacher = load_tokenizer(teacher_name, trust_remote_code=trust)
     vocab_size = _vocab_size(options)
     if options.dry_run:
         _print_plan(store, teacher, student, vocab_size)
@@ -115,15 +120,11 @@ def main(args: list[str] | None = None) -> None:
 
 def _vocab_size(options: AlignArguments) -> int | None:
     """Rows of the student's embedding, if the student has a model configuration and not only a tokenizer."""
-    from transformers import AutoConfig
+    from trl_reasoning_distill.hub import find_config
 
-    try:
-        config = AutoConfig.from_pretrained(
-            options.student, revision=options.student_revision, trust_remote_code=options.trust_remote_code
-        )
-    except (OSError, ValueError):
-        return None
-    return config.get_text_config().vocab_size
+    trust = options.trust_remote_code
+    config = find_config(options.student, revision=options.student_revision, trust_remote_code=trust)
+    return None if config is None else config.get_text_config().vocab_size
 
 
 def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | None) -> None:
@@ -131,7 +132,7 @@ def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | 
     import numpy as np
 
     from trl_reasoning_distill.data.examples import describe_examples
-    from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+    from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, supervised_positions
     from trl_reasoning_distill.scripts.planning import EXAMPLES
     from trl_reasoning_distill.teacher.store.alignment import RowAligner
 
@@ -145,7 +146,7 @@ def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | 
     )
     examples = []
     for (ids, labels, _), kept in zip(rows[:EXAMPLES], has_record, strict=False):
-        supervised = [t for t, label in enumerate(labels) if t and label != IGNORE_INDEX]
+        supervised = supervised_positions(labels)
         recorded = {t for t, has in zip(supervised, kept, strict=True) if has}
         examples.append({"input_ids": ids, "labels": [i if t in recorded else IGNORE_INDEX for t, i in enumerate(ids)]})
     print(describe_examples(examples, student))

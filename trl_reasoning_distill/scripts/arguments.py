@@ -437,9 +437,12 @@ class ReaderArguments:
                 )
 
     def load_tokenizer(self, model: str, chat_template_path: str | None) -> Any:
-        """The tokenizer of the teacher `model`; see `load_tokenizer`."""
+        """The tokenizer of the teacher `model`; see `hub.load_tokenizer`."""
+        from trl_reasoning_distill.hub import load_tokenizer
+
         name = self.tokenizer or model
-        return load_tokenizer(name, self.model_revision, chat_template_path, self.trust_remote_code)
+        revision, trust = self.model_revision, self.trust_remote_code
+        return load_tokenizer(name, revision=revision, chat_template=chat_template_path, trust_remote_code=trust)
 
     def make_reader(self, model: str, tokenizer: Any, top_k: int, temperatures: Sequence[float]) -> Reader:
         """Load the teacher, or examine its server.
@@ -498,34 +501,3 @@ class ReaderArguments:
             "chat_template": chat_template_fingerprint(tokenizer),
             "versions": {name: version for name, version in installed_versions().items() if name in packages},
         }
-
-
-def load_tokenizer(model: str, revision: str | None, chat_template_path: str | None, trust_remote_code: bool) -> Any:
-    """A model's tokenizer, with the chat template of a `.jinja` file or another model if that is given.
-
-    Raises:
-        ValueError: If there is no such tokenizer or template.
-    """
-    from transformers import AutoTokenizer
-
-    trust = {"trust_remote_code": trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, **trust)
-        if chat_template_path and chat_template_path.endswith(".jinja"):
-            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
-        elif chat_template_path:
-            tokenizer.chat_template = AutoTokenizer.from_pretrained(chat_template_path, **trust).chat_template
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer or template for {model}: {str(error).strip().splitlines()[0]}") from None
-    return tokenizer
-
-
-def context_length(model: str, revision: str | None, trust_remote_code: bool) -> int | None:
-    """Most tokens that a model reads and writes together, by its configuration; `None` where that does not say."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):  # a tokenizer alone, or an adapter
-        return None
-    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -223,13 +223,15 @@ def _print_plan(
     """What a real run would do, and two rows as the teacher reads them, the tokens that get a record marked."""
     from trl_reasoning_distill.data.examples import describe_examples
     from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
-    from trl_reasoning_distill.scripts.arguments import context_length
+    from trl_reasoning_distill.hub import context_length, find_config
     from trl_reasoning_distill.scripts.planning import DRY_RUN_ROWS, EXAMPLES
     from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long
 
     limit = None
     if reader.engine == "transformers":
-        limit = context_length(model, reader.model_revision, reader.trust_remote_code)
+        limit = context_length(
+            find_config(model, revision=reader.model_revision, trust_remote_code=reader.trust_remote_code)
+        )
     sample = rows[:: math.ceil(len(rows) / DRY_RUN_ROWS)]
     anchored = [one for one in (anchor_row(tokenizer, row, config) for row in sample) if one is not None]
     kept = [one for one in anchored if not is_too_long(one, config, limit)]

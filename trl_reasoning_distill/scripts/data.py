@@ -235,9 +235,9 @@ def _preview(items: list[Item], options: DataArguments) -> None:
 
     tokenizer = None
     if options.tokenizer is not None:
-        from transformers import AutoTokenizer
+        from trl_reasoning_distill.hub import load_tokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+        tokenizer = load_tokenizer(options.tokenizer)
     preview = make_preview(items, tokenizer, options.max_length, seed=options.seed)
     print(preview.to_text(options.samples))
     if options.chart:

@@ -108,7 +108,7 @@ def describe_prompts_of(
     """
     from trl_reasoning_distill.data.chat import encode_prompt
     from trl_reasoning_distill.data.examples import describe_prompts
-    from trl_reasoning_distill.scripts.arguments import context_length, load_tokenizer
+    from trl_reasoning_distill.hub import context_length, find_config, load_tokenizer
 
     first = conversations[:EXAMPLES]
     if engine.engine == "openai":
@@ -116,12 +116,14 @@ def describe_prompts_of(
         counted, example = f"{model} at {where} renders the prompts itself", describe_prompts(first)
     else:
         options = dict(engine.chat_template_kwargs or {})  # type: ignore[arg-type]  # JSON was parsed in `__post_init__`
-        tokenizer = load_tokenizer(model, engine.model_revision, None, engine.trust_remote_code)
+        tokenizer = load_tokenizer(model, revision=engine.model_revision, trust_remote_code=engine.trust_remote_code)
         sample = conversations[:: math.ceil(len(conversations) / DRY_RUN_ROWS)]
         lengths = [len(encode_prompt(tokenizer, messages, **options)) for messages in sample]
         scale = len(conversations) / len(sample)
         counted = f"{model}: prompts of {'about ' if scale > 1 else ''}{round(scale * sum(lengths)):,} tokens, the longest {max(lengths):,}"
-        limit = context_length(model, engine.model_revision, engine.trust_remote_code)
+        limit = context_length(
+            find_config(model, revision=engine.model_revision, trust_remote_code=engine.trust_remote_code)
+        )
         if limit is not None and (cramped := sum(length + max_new_tokens > limit for length in lengths)):
             counted += (
                 f"; {round(scale * cramped):,} leave less than {max_new_tokens:,} of its {limit:,} tokens to write in"

@@ -21,8 +21,8 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, tokenize_example
-from trl_reasoning_distill.teacher.context import TEACHER_PROMPT
+from trl_reasoning_distill.data.tokenization import supervised_positions, tokenize_example
+from trl_reasoning_distill.teacher.context import TEACHER_PROMPT, anchored
 from trl_reasoning_distill.teacher.scoring import Reader
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore, TopKStoreWriter
 from trl_reasoning_distill.teacher.store.codec import Encoding
@@ -227,13 +227,12 @@ def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow |
             raise ValueError(
                 f"Another prompt for the teacher needs rows with `prompt` and `completion`; found {sorted(row)}."
             )
-        prompt = row[TEACHER_PROMPT]
-        teacher = tokenize_example(tokenizer, example | {"prompt": prompt}, **options)
-        example[TEACHER_PROMPT] = prompt
-    positions = _supervised(teacher.labels)
-    asked = [student.input_ids[t] for t in _supervised(student.labels)]
-    if asked != [teacher.input_ids[t] for t in positions]:
-        return None
+        for_teacher = anchored(tokenizer, example, row[TEACHER_PROMPT], student, **options)
+        if for_teacher is None:
+            return None
+        teacher = for_teacher
+        example[TEACHER_PROMPT] = row[TEACHER_PROMPT]
+    positions = supervised_positions(teacher.labels)
     return AnchoredRow(example, student.input_ids, student.labels, teacher.input_ids, positions)
 
 
@@ -245,11 +244,6 @@ def is_too_long(row: AnchoredRow, config: CaptureConfig, context_length: int | N
 
 _READER = "reader"
 _TEXT_COLUMNS = ("prompt", "completion", "messages", "text", "tools", "chat_template_kwargs")
-
-
-def _supervised(labels: Sequence[int]) -> list[int]:
-    """Positions that have a record: supervised, and not the first, which nothing predicts."""
-    return [t for t, label in enumerate(labels) if t and label != IGNORE_INDEX]
 
 
 def _is_done(parts: Path, unit: int, fingerprint: Mapping[str, Any]) -> bool:

@@ -19,8 +19,10 @@ import xxhash
 
 from trl_reasoning_distill.data.chat import encode_chat
 from trl_reasoning_distill.data.tokenization import (
-    IGNORE_INDEX,
     TokenizedExample,
+    completion_start,
+    is_supervised,
+    supervised_positions,
     template_options,
     tokenize_example,
 )
@@ -207,10 +209,10 @@ class AnchoredPrompt:
         return self.ids[: self.prefix]
 
 
-def anchor(
+def anchored(
     tokenizer: Any, row: Row, prompt: Prompt, tokens: TokenizedExample, **template_options: Any
-) -> AnchoredPrompt | None:
-    """Tokenize the teacher's prompt so that the student's completion follows it, id for id.
+) -> TokenizedExample | None:
+    """The row as the teacher reads it: its own prompt, then the student's supervised tokens, id for id; `None` if these differ.
 
     Args:
         tokenizer: The student's tokenizer, whose ids the teacher shares.
@@ -218,16 +220,34 @@ def anchor(
         prompt: What the teacher reads.
         tokens: The row as the student reads it.
         template_options: For `tokenize_example`.
-
-    Returns:
-        The prompt; `None` if the completion has other ids behind it, so that no id of the student's has a twin there.
     """
     teacher = tokenize_example(tokenizer, {**row, "prompt": prompt}, **template_options)
-    start, own_start = completion_start(teacher), completion_start(tokens)
+    asked, learnt = ([one.input_ids[t] for t in supervised_positions(one.labels)] for one in (teacher, tokens))
+    return teacher if asked == learnt else None
+
+
+def anchor(
+    tokenizer: Any, row: Row, prompt: Prompt, tokens: TokenizedExample, **template_options: Any
+) -> AnchoredPrompt | None:
+    """The teacher's prompt as a prefix that any completion can follow, the dataset's or one that is written while training.
+
+    Args:
+        tokenizer: As `anchored`, whose arguments these are.
+        row: As there.
+        prompt: As there.
+        tokens: As there.
+        template_options: As there.
+
+    Returns:
+        The prompt; `None` if the whole completion, not only its supervised tokens, is not the same behind it.
+    """
+    teacher = anchored(tokenizer, row, prompt, tokens, **template_options)
+    if teacher is None:
+        return None
+    start, own_start = completion_start(teacher.labels), completion_start(tokens.labels)
     if teacher.input_ids[start:] != tokens.input_ids[own_start:] or not own_start:
         return None
-    supervised = [label != IGNORE_INDEX for label in tokens.labels[own_start:]]
-    if [label != IGNORE_INDEX for label in teacher.labels[start:]] != supervised:
+    if list(map(is_supervised, teacher.labels[start:])) != list(map(is_supervised, tokens.labels[own_start:])):
         return None
     ids = prompt_ids(tokenizer, prompt, row, template_options.get("chat_template_kwargs"))
     if ids[:start] != teacher.input_ids[:start]:
@@ -241,11 +261,6 @@ def prompt_ids(tokenizer: Any, prompt: Prompt, row: Row, options: Mapping[str, A
         return list(tokenizer(text=prompt)["input_ids"])
     options = {**(options or {}), **template_options(row)}
     return list(encode_chat(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"])
-
-
-def completion_start(tokens: TokenizedExample) -> int:
-    """Index of the first supervised token; the length of the row where there is none."""
-    return next((index for index, label in enumerate(tokens.labels) if label != IGNORE_INDEX), len(tokens.labels))
 
 
 def with_teacher_prompts(rows: Sequence[Row], options: TeacherContextOptions) -> list[dict[str, Any]]:

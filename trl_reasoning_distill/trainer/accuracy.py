@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_reasoning_distill.data.chat import encode_prompt, render_prompt
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.teacher.sampling.base import restore_open_tag
 from trl_reasoning_distill.teacher.sampling.transformers import eos_token_ids, generation_mode
@@ -159,7 +160,9 @@ class AccuracyCallback(TrainerCallback):
         """Index, text and whether it was cut, of each answer of this rank."""
         trainer, tokenizer = self.trainer, self.trainer.processing_class
         prompts = [self._prompt(index) for index in indices]
-        encoded = tokenizer(prompts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        encoded = [
+            encode_prompt(tokenizer, self.problems[index].messages, **self.chat_template_kwargs) for index in indices
+        ]
         order = sorted(range(len(indices)), key=lambda place: len(encoded[place]), reverse=True)
         size = self.batch_size or trainer.args.per_device_eval_batch_size
         with unwrap_model_for_generation(
@@ -176,12 +179,7 @@ class AccuracyCallback(TrainerCallback):
                     yield indices[place], restore_open_tag(text, opened=opened), not ended
 
     def _prompt(self, index: int) -> str:
-        messages, tokenizer = list(self.problems[index].messages), self.trainer.processing_class
-        if not tokenizer.chat_template:
-            return "\n\n".join(message["content"] for message in messages) + "\n"
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
-        )
+        return render_prompt(self.trainer.processing_class, self.problems[index].messages, **self.chat_template_kwargs)
 
     def _complete(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], bool]]:
         """Greedy completions: their ids, and whether they ended by themselves."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from trl_reasoning_distill.hub import load_tokenizer
 from trl_reasoning_distill.trainer.trl_bridge import loading_whole
 
 
@@ -54,7 +55,7 @@ def merge_adapter(
     partial = Path(output).with_name(f".{Path(output).name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     merged.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(adapter, trust_remote_code=trust_remote_code).save_pretrained(partial)
+    load_tokenizer(str(adapter), trust_remote_code=trust_remote_code).save_pretrained(partial)
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
 

@@ -14,11 +14,20 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM
 from trl import maybe_convert_to_chatml, pack_dataset
 
+from trl_reasoning_distill.data.chat import render_prompt
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, TokenizedExample, row_hash, tokenize_example
+from trl_reasoning_distill.data.tokenization import (
+    IGNORE_INDEX,
+    TokenizedExample,
+    is_supervised,
+    row_hash,
+    supervised_positions,
+    tokenize_example,
+)
+from trl_reasoning_distill.hub import load_config, load_processor
 from trl_reasoning_distill.trainer.trl_bridge import construct_until_prepared
 
 _TURN_END = "<|im_end|>"
@@ -141,7 +150,7 @@ class RowTokenizer:
             if "prompt" in example:
                 completion = example["completion"]
                 text_of_completion = completion if isinstance(completion, str) else str(completion[-1]["content"])
-        supervised = [index for index, label in enumerate(tokens.labels) if label != IGNORE_INDEX]
+        supervised = [index for index, label in enumerate(tokens.labels) if is_supervised(label)]
         start = supervised[0] if supervised else len(tokens.labels)
         text = self.tokenizer.decode(tokens.input_ids[start:])
         opened = self.format.is_opened_by(self.tokenizer.decode(tokens.input_ids[:start][-16:]))
@@ -197,7 +206,7 @@ class RowTokenizer:
         if not (self.format.close_tag and isinstance(prompt, list) and isinstance(completion, list)):
             return False
         options = {**self._template_options, **(row.get("chat_template_kwargs") or {})}
-        text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
+        text = render_prompt(self.tokenizer, prompt, **options)
         thinks = bool(self.format.parse(str(completion[-1]["content"])).reasoning)
         return thinks and text.rstrip().endswith(self.format.close_tag)
 
@@ -296,7 +305,7 @@ def pack_rows(rows: Dataset, max_length: int, strategy: str, **map_kwargs: Any) 
 def _measure(row: Mapping[str, Any], max_length: int | None) -> dict[str, int]:
     labels = row["labels"][:max_length]
     # The token at 0 has nothing before it to be predicted from
-    return {"length": len(row["labels"]), "supervised": sum(label != IGNORE_INDEX for label in labels[1:])}
+    return {"length": len(row["labels"]), "supervised": len(supervised_positions(labels))}
 
 
 def _truncate(row: Mapping[str, Any], max_length: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -353,11 +362,7 @@ def prepare_data(
         ValueError: Whatever the trainer refuses.
     """
     options = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        shape = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoProcessor.from_pretrained(name, **options)
-    except OSError as error:
-        raise ValueError(f"No model at {name!r}: {str(error).strip().splitlines()[0]}") from None
+    shape, tokenizer = load_config(name, **options), load_processor(name, **options)
     if config.add_think_tokens:  # as a training does, but for the model that it writes
         form = ReasoningFormat.preset(config.reasoning_format)
         tags = [tag for tag in (form.open_tag, form.close_tag) if tag]

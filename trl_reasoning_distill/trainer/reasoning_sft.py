@@ -23,6 +23,7 @@ from trl import SFTTrainer
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import (
     FusedLoss,
@@ -363,7 +364,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     ) -> LossBatch:
         targets = labels[:, 1:].reshape(-1).to(device)
         if num_items_in_batch is None:
-            scale = 1.0 / (targets != -100).sum().clamp(min=1)
+            scale = 1.0 / is_supervised(targets).sum().clamp(min=1)
         else:
             scale = 1.0 / torch.as_tensor(num_items_in_batch, device=device).clamp(min=1)
             # The count is of all ranks' tokens, and DDP averages over ranks

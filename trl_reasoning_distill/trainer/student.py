@@ -19,9 +19,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from tokenizers import AddedToken
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForCausalLM, PreTrainedModel, ProcessorMixin
 
 from trl_reasoning_distill.data.files import read_json, write_json
+from trl_reasoning_distill.hub import load_config, load_processor
 from trl_reasoning_distill.trainer.preparation import add_chat_template
 from trl_reasoning_distill.trainer.trl_bridge import loading_whole
 
@@ -66,9 +67,8 @@ def prepare_student(
     options = dict(args.model_init_kwargs or {})
     if processing_class is None:
         name = model if isinstance(model, str) else model.config.name_or_path
-        processing_class = AutoProcessor.from_pretrained(
-            name, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
-        )
+        revision = options.get("revision")
+        processing_class = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     if isinstance(processing_class, ProcessorMixin):
         return Student(model, processing_class, peft_config)
     tokenizer = processing_class
@@ -132,7 +132,7 @@ def train_rows(peft_config: Any, model: str, ids: list[int]) -> None:
     A layer that `modules_to_save` already trains as a whole is left to that.
     """
     with loading_whole(), torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        empty = AutoModelForCausalLM.from_config(load_config(model))
     saved = set(peft_config.modules_to_save or ())
     layers = {_layer_name(empty, empty.get_input_embeddings()): ids}
     if not empty.config.get_text_config().tie_word_embeddings:

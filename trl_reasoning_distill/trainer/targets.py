@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, chat_template_fingerprint, tokenizer_fingerprint
+from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, is_supervised, tokenizer_fingerprint
 from trl_reasoning_distill.teacher.records import temperature_index
 from trl_reasoning_distill.teacher.store import TopKStore
 
@@ -129,7 +129,7 @@ def _number_tokens(row: dict[str, Any], column: str) -> dict[str, list[int]]:
     """The record's number of each supervised token but the first of the row, which nothing predicts; −1 elsewhere."""
     index, record = [], row[_OFFSET]
     for position, label in enumerate(row["labels"]):
-        has_record = record >= 0 and position > 0 and label != IGNORE_INDEX
+        has_record = record >= 0 and position > 0 and is_supervised(label)
         index.append(record if has_record else -1)
         record += has_record
     return {column: index}
@@ -172,7 +172,7 @@ class TokenColumnsCollator:
             for target, row in zip(column, rows, strict=True):
                 target[: len(row)] = row
             # Also where the collator took a label away: the first token of each row in a flattened batch
-            batch[name] = column.masked_fill(labels == IGNORE_INDEX, fill)
+            batch[name] = column.masked_fill(~is_supervised(labels), fill)
         for targets in self.targets:
             batch.update(targets.read(batch[targets.index], self.vocab_size))
         return batch

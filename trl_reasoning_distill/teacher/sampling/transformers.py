@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     LogitsProcessorList,
@@ -26,9 +25,10 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from trl_reasoning_distill.data.chat import encode_prompt, holds_added_token, render_prompt
+from trl_reasoning_distill.data.chat import encode_prompt, render_prompt
 from trl_reasoning_distill.data.schema import FinishReason
 from trl_reasoning_distill.extras import require_extra
+from trl_reasoning_distill.hub import context_length, load_tokenizer
 from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.teacher.sampling.base import (
     GenerationOutput,
@@ -97,7 +97,7 @@ class TransformersEngine:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.is_continuous = batching == "continuous" or (batching == "auto" and is_worth_while(model))
         self.eos_token_ids = eos_token_ids(model, tokenizer)
-        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_length = context_length(model.config)
         if not tokenizer.chat_template:
             warnings.warn(f"{self.name} has no chat template: messages are sent as plain text.", stacklevel=2)
 
@@ -153,7 +153,7 @@ class TransformersEngine:
             kwargs["quantization_config"] = quantization_config(quantization, kwargs["dtype"])
         with _one_line_load_error(model):
             loaded = _load(model, kwargs, adapter)
-            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
         return cls(
             loaded.eval(),
             tokenizer,
@@ -187,15 +187,10 @@ class TransformersEngine:
 
     def _encode(self, requests: Sequence[GenerationRequest], sampling: SamplingConfig) -> list[_Prompt]:
         """Tokenize prompts and sort them, longest first."""
-        texts = [self.render_prompt(request.messages) for request in requests]
-        # A chat template writes its own special tokens; plain text still needs the tokenizer's (a BOS, for most).
-        encoded = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
-        if self.tokenizer.chat_template:
-            for index, request in enumerate(requests):
-                if any(holds_added_token(self.tokenizer, message["content"]) for message in request.messages):
-                    encoded[index] = encode_prompt(self.tokenizer, request.messages, **self.chat_template_kwargs)
         prompts = []
-        for request, text, ids in zip(requests, texts, encoded, strict=True):
+        for request in requests:
+            text = self.render_prompt(request.messages)
+            ids = encode_prompt(self.tokenizer, request.messages, **self.chat_template_kwargs)
             room = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
             prompts.append(_Prompt(request, ids, min(sampling.max_new_tokens, room), is_opened(text)))
         return sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trl_reasoning_distill.hub import context_length
 from trl_reasoning_distill.losses.head import body_of, input_device, prove_head
 from trl_reasoning_distill.teacher.head import LanguageModelHead
 from trl_reasoning_distill.teacher.records import TopKLogProbs
@@ -40,7 +41,7 @@ class TransformersReader:
         self.body, self.device = body_of(model), input_device(model)
         self.head = LanguageModelHead(model, list(tokenizer.get_vocab().values()))
         self.pad_id = tokenizer.pad_token_id or 0
-        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_length = context_length(model.config)
         if top_k > self.head.num_tokens:
             raise ValueError(f"top_k = {top_k}, but the teacher has only {self.head.num_tokens} tokens.")
         prove_head(model, self.body, self.head.logits)

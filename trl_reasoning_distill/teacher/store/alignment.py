@@ -21,11 +21,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from trl_reasoning_distill.data.tokenization import (
-    IGNORE_INDEX,
     chat_template_fingerprint,
+    supervised_positions,
     tokenize_example,
     tokenizer_fingerprint,
 )
+from trl_reasoning_distill.hub import load_tokenizer
 from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs
 from trl_reasoning_distill.teacher.store import StoredRow, TopKStore, TopKStoreWriter
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
@@ -90,7 +91,9 @@ def align_store(
     store = store if isinstance(store, TopKStore) else TopKStore.open(store)
     if store.manifest["aligned_to"]:
         raise ValueError(f"The store at {store.path} is aligned already. Align the teacher's own store.")
-    teacher_tokenizer = teacher_tokenizer or _load_tokenizer(store.tokenizer_name)
+    teacher_tokenizer = teacher_tokenizer or load_tokenizer(
+        store.tokenizer_name, advice="It is the teacher's: give it as teacher_tokenizer."
+    )
     store.check_compatible(
         {"tokenizer": tokenizer_fingerprint(teacher_tokenizer)},
         remedy="Give the tokenizer that the store was captured with.",
@@ -271,9 +274,7 @@ def _supervised_text(
     parts: list[str] = []
     spans: list[tuple[int, int]] = []
     length, last = 0, 0
-    for t in range(1, len(input_ids)):
-        if labels[t] == IGNORE_INDEX:
-            continue
+    for t in supervised_positions(labels):
         if t != last + 1 and parts:
             parts.append(_GAP)
             length += 1
@@ -337,14 +338,3 @@ class _Tally:
         kept = max(1, self.kept_positions)
         means = {"teacher_mass": self.teacher_mass / kept, "kept_mass": self.kept_mass / kept}
         return {"positions": self.positions, "kept_positions": self.kept_positions, **means}
-
-
-def _load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The teacher's tokenizer is not to be had from {name!r} ({str(error).splitlines()[0]}). Give it as teacher_tokenizer."
-        ) from None

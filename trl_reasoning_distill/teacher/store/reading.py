@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from trl_reasoning_distill.data.tokenization import row_hash
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, is_supervised, row_hash, supervised_positions
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store.rows import ROWS, RowsReader
 from trl_reasoning_distill.teacher.store.shard import Shard, StoreError, file_hash, shard_path
@@ -49,7 +49,7 @@ class StoredRow:
     def kd_index(self) -> npt.NDArray[np.int64]:
         """`(tokens,)` int64: the number of each token's record, −1 where it has none."""
         index = np.full(len(self.input_ids), -1, np.int64)
-        index[1:][self.labels[1:] != -100] = np.arange(self.offset, self.offset + self.count)
+        index[1:][is_supervised(self.labels[1:])] = np.arange(self.offset, self.offset + self.count)
         return index
 
 
@@ -184,7 +184,7 @@ class TopKStore:
             raise IndexError(f"{self.path} has rows 0–{self.rows - 1}, asked for {number}.")
         ids, supervised = self._rows.tokens(number)
         first, last = (int(at) for at in self._rows.starts[number : number + 2])
-        labels = np.where(supervised, ids, np.int32(-100))
+        labels = np.where(supervised, ids, np.int32(IGNORE_INDEX))
         return StoredRow(ids, labels, first, last - first, self._rows.hashes[number].hex())
 
     def example(self, number: int) -> dict[str, Any] | None:
@@ -254,7 +254,7 @@ class TopKStore:
                 self._shards[number].block(block)
             yield f"{file.name}: {entry['positions']:,} positions, {entry['bytes']:,} bytes"
         for number, row in enumerate(self):
-            supervised = int(np.count_nonzero(row.labels[1:] != -100))
+            supervised = len(supervised_positions(row.labels.tolist()))
             if row_hash(row.input_ids.tolist(), row.labels.tolist()) != row.hash or supervised != row.count:
                 raise StoreError(f"{self.path / ROWS}: row {number} does not match its hash. Capture it again.")
         digest = xxhash.xxh3_128_hexdigest(b"".join(self._rows.hashes))

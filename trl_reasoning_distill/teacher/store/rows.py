@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trl_reasoning_distill.data.files import atomic_write
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, is_supervised
 from trl_reasoning_distill.teacher.store.shard import StoreError, file_hash
 
 ROWS = "rows.parquet"
@@ -135,7 +136,7 @@ class RowsReader:
             first_record += int(has_record.sum())
             columns = {
                 "input_ids": ids,
-                "labels": np.where(supervised, ids, np.int32(-100)),
+                "labels": np.where(supervised, ids, np.int32(IGNORE_INDEX)),
                 "kd_index": np.where(has_record, numbers, -1),
             }
             yield pa.table({name: _lists(starts, values) for name, values in columns.items()})
@@ -154,7 +155,7 @@ def as_row(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[npt.NDArray
     ids, label_ids = np.asarray(input_ids, np.int32), np.asarray(labels, np.int32)
     if ids.shape != label_ids.shape or ids.ndim != 1:
         raise ValueError(f"input_ids and labels differ in length: {ids.shape} and {label_ids.shape}.")
-    supervised = label_ids != -100
+    supervised = is_supervised(label_ids)
     if (ids[supervised] != label_ids[supervised]).any():
         raise ValueError("A label is neither −100 nor the token it stands at; only next-token rows can be stored.")
     return ids, supervised

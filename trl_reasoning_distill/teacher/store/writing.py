@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from trl_reasoning_distill.data.files import atomic_write, remove_torn
-from trl_reasoning_distill.data.tokenization import row_hash
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, row_hash
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store.codec import ENCODINGS, Encoding
 from trl_reasoning_distill.teacher.store.rows import RowsWriter, as_row
@@ -114,7 +114,7 @@ class TopKStoreWriter:
                 f"{where}: records of M = {records.top_k} at {records.temperatures} in a store of M = {self._empty.top_k} at "
                 f"{self._empty.temperatures}."
             )
-        digest = bytes.fromhex(row_hash(ids.tolist(), np.where(supervised, ids, -100).tolist()))
+        digest = bytes.fromhex(row_hash(ids.tolist(), np.where(supervised, ids, IGNORE_INDEX).tolist()))
         self._row_hashes.update(digest)
         self._rows.add(ids, supervised, len(records), digest, example)
         self._pending.append(records.normalized())

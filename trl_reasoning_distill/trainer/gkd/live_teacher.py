@@ -19,15 +19,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, align_module_device, has_offloaded_params, is_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from trl_reasoning_distill.data.tokenization import is_supervised
+from trl_reasoning_distill.hub import context_length, load_tokenizer
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher
 from trl_reasoning_distill.losses.head import Head, body_of
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.sampling.transformers import quantization_config
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
-from trl_reasoning_distill.trainer.gkd.rows import is_supervised, unpad
+from trl_reasoning_distill.trainer.gkd.rows import unpad
 from trl_reasoning_distill.trainer.head import bound_to
 from trl_reasoning_distill.trainer.reference import Reference
 from trl_reasoning_distill.trainer.trl_bridge import (
@@ -84,24 +86,25 @@ def load_teacher_tokenizer(args: Any, teacher: Any, student: Any, student_rows: 
     named = args.teacher_tokenizer_name_or_path
     config = getattr(teacher, "config", None)
     name = named or (args.teacher_model_name_or_path if teacher is None else getattr(config, "name_or_path", ""))
+    advice = (
+        "It is needed to know which ids teacher and student share: pass it as teacher_tokenizer, or name it with "
+        "teacher_tokenizer_name_or_path."
+    )
     try:
         if not name:
-            raise OSError("the model has no name that says where it was loaded from")
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if named is None and config is not None and vocabulary_rows(teacher) == student_rows:
-            logger.warning(
-                "The teacher's tokenizer could not be loaded (%s). Its embedding has as many rows as the student's (%d), so it is taken to "
-                "have the student's tokenizer; pass teacher_tokenizer to have that checked.",
-                reason,
-                student_rows,
+            raise ValueError(
+                f"The teacher was given as a model without a name, so its tokenizer is not known. {advice}"
             )
-            return student
-        raise ValueError(
-            f"No tokenizer of the teacher could be loaded ({reason}). It is needed to know which ids teacher and student share: pass it as "
-            "teacher_tokenizer, or name it with teacher_tokenizer_name_or_path."
-        ) from None
+        return load_tokenizer(name, trust_remote_code=args.trust_remote_code, advice=advice)
+    except ValueError as error:
+        if named is not None or config is None or vocabulary_rows(config) != student_rows:
+            raise
+        logger.warning(
+            "%s The teacher's embedding has as many rows as the student's (%d), so it is taken to have the student's tokenizer.",
+            error,
+            student_rows,
+        )
+        return student
 
 
 def load_teacher(name: str, args: Any, accelerator: Accelerator) -> PreTrainedModel:
@@ -234,7 +237,7 @@ class ModelTeacher:
         self.accelerator, self.shared_ids = accelerator, shared_ids
         base: Any = model
         self.model: PreTrainedModel = base.get_base_model() if is_peft_model(base) else base
-        self.context_length = context_length(self.model)
+        self.context_length = context_length(self.model.config)
         model.eval().requires_grad_(False)
         prove_whole_head(self.model, accelerator)
         _add_hidden_only(self.model)
@@ -290,7 +293,7 @@ class FormerSelf:
 
     def __init__(self, reference: Reference, student: PreTrainedModel, shared_ids: int, writer: Any) -> None:
         self.reference, self.student, self.shared_ids, self._writer = reference, student, shared_ids, writer
-        self.context_length = context_length(student)
+        self.context_length = context_length(student.config)
 
     def read(self, batch: TeacherBatch) -> TeacherBatch:
         """See `LiveTeacher.read`: only inside the student's forward can its own layers be run."""
@@ -359,14 +362,9 @@ def linear_teacher(hidden: Tensor, head: Head, shared_ids: int) -> LinearTeacher
     )
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Most tokens in a row."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def vocabulary_rows(model: PreTrainedModel) -> int:
-    """Rows of the embedding: the ids that a model can read and write."""
-    return int(model.config.get_text_config().vocab_size)
+def vocabulary_rows(config: Any) -> int:
+    """Rows of a model's embedding, from its config: the ids that it can read and write."""
+    return int(config.get_text_config().vocab_size)
 
 
 def _add_hidden_only(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, chat_template_fingerprint, tokenizer_fingerprint
+from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, is_supervised, tokenizer_fingerprint
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import LinearTeacher
 from trl_reasoning_distill.losses.topk import exact_top_k
@@ -78,7 +78,7 @@ class RolloutStore(TrainerCallback):
             labels: The same shape.
             targets: What the teacher says of `labels[:, 1:]`, flat.
         """
-        asked = labels[:, 1:] != IGNORE_INDEX
+        asked = is_supervised(labels[:, 1:])
         records = records_of(targets, asked.flatten(), self.top_k, self.temperatures)
         start = 0
         rows = zip(

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, is_supervised
 from trl_reasoning_distill.teacher.sampling.base import SamplingConfig
 from trl_reasoning_distill.teacher.sampling.transformers import SeededSampler, eos_token_ids, generation_mode
 from trl_reasoning_distill.trainer.gkd.live_teacher import vocabulary_rows
@@ -77,7 +77,7 @@ class Tally:
         self.written += by_student
         self.completions += len(written)
         self.truncated += sum(completion.is_truncated for completion in written)
-        self.dropped += sum(all(label == IGNORE_INDEX for label in row["labels"]) for row in rows)
+        self.dropped += sum(not any(map(is_supervised, row["labels"])) for row in rows)
         self.tokens += sum(len(completion.ids) for completion in written)
 
     def metrics(self, accelerator: Accelerator) -> dict[str, float]:
@@ -133,12 +133,12 @@ class Writer:
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         ends = list(dict.fromkeys([*ends, *eos_token_ids(model, self.tokenizer)]))
         config.eos_token_id = [end for end in ends if end is not None]
-        foreign = range(self.shared_ids, vocabulary_rows(model))
+        foreign = range(self.shared_ids, vocabulary_rows(model.config))
         config.suppress_tokens = sorted({*(config.suppress_tokens or ()), *foreign}) or None
         inputs = {"prompts": prompts, "prompt_attention_mask": mask}
         with generation_mode(model), _generating_with(model, **options):
             ids, _, labels = self.generate(model, inputs, config)
-        written = [row[label != IGNORE_INDEX].tolist() for row, label in zip(ids, labels, strict=True)]
+        written = [row[is_supervised(label)].tolist() for row, label in zip(ids, labels, strict=True)]
         return [as_completion(row, set(ends), limit) for row, limit in zip(written, limits, strict=True)]
 
     def _seed(self, prompt: Sequence[int], step: int) -> int:

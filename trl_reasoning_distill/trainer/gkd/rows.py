@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from trl import maybe_convert_to_chatml
 
-from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, TokenizedExample
-from trl_reasoning_distill.teacher.context import TeacherContext, anchor, completion_start, prompt_ids
+from trl_reasoning_distill.data.tokenization import TokenizedExample, completion_start
+from trl_reasoning_distill.teacher.context import TeacherContext, anchor, prompt_ids
 
 PROMPT_IDS = "prompt_ids"
 TEACHER_PROMPT_IDS = "teacher_prompt_ids"
@@ -79,7 +79,7 @@ class PromptColumns:
         """`prompt_ids`, and with a context `teacher_prompt_ids`, `teacher_prefix`; always `teacher_tokens`."""
         tokens = TokenizedExample(row["input_ids"], row["labels"])
         self._refuse_foreign_ids(tokens.input_ids)
-        start = completion_start(tokens)
+        start = completion_start(tokens.labels)
         if not start:
             raise ValueError("A row begins with a supervised token, so there is no prompt to write from.")
         if row.get("prompt") is None:  # it came as tokens
@@ -169,7 +169,7 @@ def teacher_columns(
     """
     rows, shifts = [], []
     for example, ids in zip(examples, before, strict=True):
-        start = completion_start(TokenizedExample(example["input_ids"], example["labels"]))
+        start = completion_start(example["labels"])
         rows.append([*ids, *example["input_ids"][start:]])
         shifts.append(len(ids) - start)
     input_ids, mask = pad(rows, pad_id)
@@ -189,8 +189,3 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False) -> tu
 def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
     """The rows of a padded batch, on whichever side."""
     return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
-
-
-def is_supervised(labels: Tensor) -> Tensor:
-    """Which labels there are to learn."""
-    return labels != IGNORE_INDEX

@@ -19,10 +19,11 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 from trl import SFTTrainer
 
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
+from trl_reasoning_distill.hub import context_length, load_config
 from trl_reasoning_distill.losses.fused import FusedLoss, LinearTeacher
 from trl_reasoning_distill.teacher.context import TeacherContext
 from trl_reasoning_distill.teacher.sampling.transformers import eos_token_ids
@@ -37,7 +38,6 @@ from trl_reasoning_distill.trainer.gkd.live_teacher import (
     ServerTeacher,
     Targets,
     TeacherBatch,
-    context_length,
     count_shared_ids,
     load_teacher,
     load_teacher_tokenizer,
@@ -209,7 +209,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
 
     @teacher_model.setter
     def teacher_model(self, model: Any) -> None:
-        self.teacher = ModelTeacher(model, self.accelerator, min(self.shared_ids, vocabulary_rows(model)))
+        self.teacher = ModelTeacher(model, self.accelerator, min(self.shared_ids, vocabulary_rows(model.config)))
 
     @property
     def temperature(self) -> float:
@@ -286,17 +286,17 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             reader = ServerReader(args.teacher_server_url, name, tokenizer, int(args.top_k or 1))
             return TeacherFacts(shared_ids, reader.context_length, reader)
         if given is None:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-            return TeacherFacts(shared_ids, getattr(config.get_text_config(), "max_position_embeddings", None))
-        limit = given.context_length if hasattr(given, "targets") else context_length(given)
+            config = load_config(name, trust_remote_code=args.trust_remote_code)
+            return TeacherFacts(shared_ids, context_length(config))
+        limit = given.context_length if hasattr(given, "targets") else context_length(given.config)
         return TeacherFacts(shared_ids, limit)
 
     @property
     def _student_rows(self) -> int:
         """Rows of the student's embedding, also before it is loaded."""
         given, trust = self._given_student, self.args.trust_remote_code
-        config = AutoConfig.from_pretrained(given, trust_remote_code=trust) if isinstance(given, str) else given.config
-        return int(config.get_text_config().vocab_size)
+        config = load_config(given, trust_remote_code=trust) if isinstance(given, str) else given.config
+        return vocabulary_rows(config)
 
     @property
     def shared_ids(self) -> int:
@@ -312,7 +312,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         args, given = self.args, self._given_teacher
         if hasattr(given, "targets"):
             return given
-        shared_ids = min(self.shared_ids, vocabulary_rows(self._student))
+        shared_ids = min(self.shared_ids, vocabulary_rows(self._student.config))
         if self.teacher_facts.reader is not None:
             return ServerTeacher(self.teacher_facts.reader, shared_ids)
         if self._is_former_self:
@@ -325,7 +325,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
             writer = self._former_self_writing if is_peft_model(self.model) else None
             return FormerSelf(reference, self._student, shared_ids, writer)
         teacher = load_teacher(str(args.teacher_model_name_or_path), args, self.accelerator) if given is None else given
-        return ModelTeacher(teacher, self.accelerator, min(shared_ids, vocabulary_rows(teacher)))
+        return ModelTeacher(teacher, self.accelerator, min(shared_ids, vocabulary_rows(teacher.config)))
 
     @property
     def _student(self) -> Any:
@@ -442,7 +442,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
 
     def _completion_limit(self, prompt: int, teacher_prompt: int) -> int:
         """Most tokens of a completion, behind prompts of so many tokens."""
-        limits = [(self.args.max_length, prompt), (context_length(self._student), prompt)]
+        limits = [(self.args.max_length, prompt), (context_length(self._student.config), prompt)]
         limits.append((self.teacher_facts.context_length, teacher_prompt))
         most = self.generation_config.max_new_tokens
         return min([most, *(limit - used for limit, used in limits if limit is not None)])
