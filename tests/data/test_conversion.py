@@ -16,11 +16,10 @@ from trl_reasoning_distill.data.conversion import (
     convert_row,
     convert_rows,
     detect_shape,
-    remove_calculator_marks,
     split_reasoning,
     training_row,
 )
-from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.formatting import ReasoningFormat, remove_calculator_marks
 
 THINK, GSM8K, PLAIN = (ReasoningFormat.preset(name) for name in ("think", "gsm8k", "plain"))
 

@@ -360,3 +360,13 @@ def test_every_evaluation_set_is_known() -> None:
         name for name, _ in BENCHMARKS
     }
     assert all(split in SOURCES[name].splits for name, split in BENCHMARKS)
+
+
+def test_without_the_mark_a_row_is_refused_by_the_source_and_by_the_answer_rule(tmp_path: Path) -> None:
+    """The whole solution is no answer."""
+    rows = [{"question": "q", "answer": "so 72"}, {"question": "r", "answer": "so\n#### 1,072"}]
+    path = tmp_path / "gsm8k" / "train.jsonl"
+    write_jsonl(path, rows)
+    for read in (read_source("gsm8k", data_dir=str(tmp_path)), read_source(str(path), answer_rule="gsm8k")):
+        assert [problem.answer for problem in read.problems] == ["1072"]
+        assert [row.reason for row in read.rejected] == ["the answer has no #### line"]

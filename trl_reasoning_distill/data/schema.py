@@ -17,6 +17,7 @@ RecordT = TypeVar("RecordT", bound="Record")
 
 FinishReason = Literal["stop", "length"]
 VerdictStatus = Literal["correct", "incorrect", "undecided"]
+Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,3 +146,47 @@ class Verdict(Record):
     status: VerdictStatus
     method: str
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRow(Record):
+    """What a student learns from: one row of `train.jsonl`. Messages, plain text, or tokens that were made elsewhere.
+
+    Attributes:
+        prompt: The conversation up to the turn that is learnt, `{"role": …, "content": …}` each; or text.
+        completion: The turn or turns that are learnt; or text.
+        answer: The gold answer, where there is one; nothing is trained on it.
+        messages: A whole conversation of which every reply is learnt, instead of prompt and completion.
+        text: Plain text of which everything is learnt, likewise.
+        tools: JSON schemas of the tools that the chat template is to show.
+        chat_template_kwargs: Variables for the chat template, of this row.
+        loss_weight: A weight per token of `input_ids`.
+        input_ids: The whole row as token ids, instead of messages.
+        labels: The supervised ones of `input_ids`; −100 elsewhere.
+        problem_id: `Problem.id`, where the row comes from a trace.
+        kind: `Problem.kind`, likewise.
+        source: `Problem.source`, likewise.
+        pass_rate: Share of the problem's traces that are right, likewise; the lower, the harder.
+    """
+
+    prompt: list[Message] | str = dataclasses.field(default_factory=list)
+    completion: list[Message] | str = dataclasses.field(default_factory=list)
+    answer: str | None = None
+    messages: list[Message] | None = None
+    text: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    loss_weight: list[float] | None = None
+    input_ids: list[int] | None = None
+    labels: list[int] | None = None
+    problem_id: str | None = None
+    kind: str | None = None
+    source: str | None = None
+    pass_rate: float | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """The row as a flat dictionary: what it has, and where it is a prompt with its completion, the answer also if there is none."""
+        row = {name: value for name, value in super().to_row().items() if value is not None}
+        if self.messages is not None or self.text is not None or self.input_ids is not None:
+            return {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+        return row | {"answer": self.answer}

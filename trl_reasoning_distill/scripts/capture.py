@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_reasoning_distill.data.row_files import is_row_file, without_nulls
 from trl_reasoning_distill.scripts.arguments import ReaderArguments
 from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
@@ -75,6 +76,19 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Variables for the chat template, such as {"enable_thinking": true}.'}
     )
+    data_shape: str = field(
+        default="auto", metadata={"help": "Shape of the rows, as of the training; auto looks at all of them."}
+    )
+    reasoning_format: str = field(
+        default="think", metadata={"help": "Format that the completions are written in; set it as for training."}
+    )
+    malformed_thoughts: str = field(
+        default="drop",
+        metadata={
+            "help": "Rows whose thought is not well formed: 'drop' or 'train'; set it as for training.",
+            "choices": ["drop", "train"],
+        },
+    )
     unit_rows: int = field(
         default=512, metadata={"help": "Rows per unit of work: at most this much is done again after a kill."}
     )
@@ -107,6 +121,8 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
             chat_template_kwargs=parse_mapping(options, "chat_template_kwargs")
             if isinstance(options, str)
             else options,
+            reasoning_format=self.reasoning_format,
+            malformed_thoughts=self.malformed_thoughts,
         )
 
 
@@ -171,50 +187,45 @@ def main(args: list[str] | None = None) -> None:
             f"{', '.join(f'{t:g}' for t in store.temperatures)} · {size / len(store):.1f} bytes per position"
             + (f" · {result.too_long} rows too long" if result.too_long else "")
             + (f" · {result.not_anchored} rows not anchored" if result.not_anchored else "")
+            + (f" · {result.malformed} rows with a malformed thought" if result.malformed else "")
         )
         if not run.is_finished:
             counts = {"positions": len(store), "rows": store.rows, "bytes": size}
-            run.finish(counts | {"too_long": result.too_long, "not_anchored": result.not_anchored}, line)
+            run.finish(
+                counts
+                | {"too_long": result.too_long, "not_anchored": result.not_anchored, "malformed": result.malformed},
+                line,
+            )
         print(f"capture: {line}")
 
 
 def load_rows(options: Any) -> list[dict[str, Any]]:
-    """The rows of `options.dataset`: a stage's folder, a `.jsonl` file, or a hub dataset.
+    """The rows of `options.dataset`, ready to read: a stage's folder, a file of rows, or a hub dataset.
 
     Raises:
-        ValueError: If there is no such dataset, or it is empty.
+        ValueError: If there is no such dataset, or nothing can be learnt from any of its rows.
     """
-    from itertools import islice
-
-    from trl_reasoning_distill.data.files import read_jsonl
+    from trl_reasoning_distill.data import normalization
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.scripts.stage import is_main_process
 
     path = Path(options.dataset)
-    file = path / "train.jsonl" if path.is_dir() else path
-    if file.is_file():
-        rows = list(islice(read_jsonl(file), options.limit))
-    elif path.exists() or file.suffix == ".jsonl":
-        raise ValueError(
-            f"No rows at {file}. Give the folder of a verify or select stage, a .jsonl file, or a hub dataset."
-        )
+    if path.exists() or is_row_file(path):
+        try:
+            rows: Any = normalization.load_rows(path)[: options.limit]
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from None
     else:
-        rows = _load_hub_rows(options)
-    if not rows:
-        raise ValueError(f"{options.dataset} holds no row to capture.")
-    return rows
-
-
-def _load_hub_rows(options: Any) -> list[dict[str, Any]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        dataset = load_dataset(options.dataset, split=options.dataset_split)
-    except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{options.dataset} is neither here nor to be had from the hub ({reason}).") from None
-    if options.limit is not None:
-        dataset = dataset.select(range(min(options.limit, len(dataset))))
-    return [dict(row) for row in dataset]
+        rows = normalization.load_hub_rows(options.dataset, options.dataset_split)
+        rows = [without_nulls(row) for row in rows.select(range(min(options.limit or len(rows), len(rows))))]
+    form = ReasoningFormat.preset(options.reasoning_format)
+    reading = normalization.Reading(form, options.data_shape, every_reply=options.assistant_only_loss)
+    read = normalization.normalize_rows(rows, reading)
+    if not read.rows:
+        raise ValueError(f"{options.dataset} holds no row to capture ({read}).")
+    if read.rejected and is_main_process():
+        print(f"capture: {options.dataset}: {read}", flush=True)
+    return [{**row, normalization.ROW_NUMBER: number} for row, number in zip(read.rows, read.numbers, strict=True)]
 
 
 def _print_plan(
@@ -225,7 +236,7 @@ def _print_plan(
     from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
     from trl_reasoning_distill.hub import context_length, find_config
     from trl_reasoning_distill.scripts.planning import DRY_RUN_ROWS, EXAMPLES
-    from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long
+    from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long, row_check
 
     limit = None
     if reader.engine == "transformers":
@@ -233,8 +244,10 @@ def _print_plan(
             find_config(model, revision=reader.model_revision, trust_remote_code=reader.trust_remote_code)
         )
     sample = rows[:: math.ceil(len(rows) / DRY_RUN_ROWS)]
-    anchored = [one for one in (anchor_row(tokenizer, row, config) for row in sample) if one is not None]
-    kept = [one for one in anchored if not is_too_long(one, config, limit)]
+    check = row_check(tokenizer, config)
+    anchored = [one for one in (anchor_row(tokenizer, row, config, check) for row in sample) if one is not None]
+    well_formed = [one for one in anchored if one.malformed is None]
+    kept = [one for one in well_formed if not is_too_long(one, config, limit)]
     scale = len(rows) / len(sample)
     tokens = scale * sum(len(one.teacher_ids) for one in kept)
     records = scale * sum(len(one.positions) for one in kept)
@@ -242,7 +255,8 @@ def _print_plan(
     about = "about " if scale > 1 else ""
     print(
         f"capture: {model} would read {about}{scale * len(kept):,.0f} of {len(rows):,} rows, {tokens:,.0f} tokens, and leave "
-        f"{records:,.0f} records, about {size / 1e6:,.1f} MB; left out: {scale * (len(anchored) - len(kept)):,.0f} too long, "
+        f"{records:,.0f} records, about {size / 1e6:,.1f} MB; left out: {scale * (len(well_formed) - len(kept)):,.0f} too long, "
+        f"{scale * (len(anchored) - len(well_formed)):,.0f} with a malformed thought, "
         f"{scale * (len(sample) - len(anchored)):,.0f} with other tokens behind the teacher's prompt"
     )
     examples = []

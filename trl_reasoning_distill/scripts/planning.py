@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from trl_reasoning_distill.data.normalization import Rows
     from trl_reasoning_distill.teacher.sampling import EngineArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
@@ -22,12 +23,13 @@ EXAMPLES = 2
 Conversation = Sequence[dict[str, str]]
 
 
-def sample_rows(rows: Dataset, wanted: int | None) -> tuple[Dataset, float]:
+def sample_rows(rows: Rows, wanted: int | None) -> tuple[Rows, float]:
     """As many rows as a dry run takes the time for, spread evenly, and how many of the `wanted` ones (`None`: all) each stands for."""
     wanted = min(len(rows), wanted or len(rows))
     if wanted <= DRY_RUN_ROWS:
         return rows, 1.0
-    sampled = rows.select(range(0, len(rows), math.ceil(len(rows) / DRY_RUN_ROWS)))
+    step = math.ceil(len(rows) / DRY_RUN_ROWS)
+    sampled = rows[::step] if isinstance(rows, list) else rows.select(range(0, len(rows), step))
     return sampled, wanted / len(sampled)
 
 

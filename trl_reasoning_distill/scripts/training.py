@@ -5,23 +5,29 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trl_reasoning_distill.data.conversion import SHAPES, convert_rows, detect_shape
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import (
+    SHAPES,
+    Reading,
+    Rows,
+    load_hub_rows,
+    load_rows,
+    normalize,
+    number_rows,
+    rows_file,
+)
 from trl_reasoning_distill.processes import InterruptedBySignal
 from trl_reasoning_distill.scripts.planning import describe_training, sample_rows
 from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from datasets import Dataset
 
-    from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.scripts.arguments import AccuracyArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
@@ -37,7 +43,9 @@ class TrainingDataArguments(TrainingStageArguments):
 
     dataset_path: str | None = field(
         default=None,
-        metadata={"help": "JSONL file of training rows, or the folder of the stage that wrote train.jsonl."},
+        metadata={
+            "help": "File of rows (JSON Lines, JSON, CSV or Parquet, also compressed), or the folder of the stage that wrote train.jsonl."
+        },
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the hub, instead of dataset_path."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub dataset."})
@@ -45,8 +53,7 @@ class TrainingDataArguments(TrainingStageArguments):
     data_shape: str = field(
         default="auto",
         metadata={
-            "help": "Shape of the rows: openthoughts, openr1_math, numinamath_qwq, gsm8k, question_answer, sharegpt; none for TRL's own; "
-            "auto looks."
+            "help": f"Shape of the rows: {', '.join(SHAPES)}; auto looks at all of them; none takes only what needs no converting."
         },
     )
     generations_per_row: int = field(
@@ -77,27 +84,22 @@ class TrainingDataArguments(TrainingStageArguments):
                 f"generations_per_row={self.generations_per_row} and max_samples={self.max_samples} must be at least 1."
             )
 
-    def load(self) -> Dataset | None:
-        """The rows as they are stored, before any are held out; `None` if neither a path nor a name is given."""
-        from datasets import load_dataset
-
+    def load(self) -> Rows | None:
+        """The rows as they are published, before any are held out; `None` if neither a path nor a name is given."""
         if self.dataset_name:
-            return load_dataset(self.dataset_name, self.dataset_config, split=self.dataset_split)
-        return load_rows(self.dataset_path) if self.dataset_path else None
+            return number_rows(load_hub_rows(self.dataset_name, self.dataset_split, self.dataset_config))
+        return number_rows(load_rows(self.dataset_path)) if self.dataset_path else None
 
-    def shape(self, rows: Dataset, form: ReasoningFormat, seed: int) -> Dataset:
-        """At most `max_samples` of the rows, as prompts and completions; says what was left out of another shape."""
+    def normalize(self, rows: Rows, reading: Reading, seed: int, name: str) -> Dataset:
+        """At most `max_samples` of the rows, as rows to train on; prints what was read and what was left out."""
         if self.max_samples is not None and self.max_samples < len(rows):
-            rows = rows.shuffle(seed=seed).select(range(self.max_samples))
-        shape = shape_of(rows[0], self.data_shape)
-        if shape is None:
-            return rows
-        rows, line = shape_dataset(rows, shape, form, self.generations_per_row)
+            rows = _drawn(rows, self.max_samples, seed)
+        dataset, line = normalize(rows, reading, name)
         if is_main_process():
             print(line, flush=True)
-        return rows
+        return dataset
 
-    def load_required(self) -> Dataset:
+    def load_required(self) -> Rows:
         """The rows, of a training that has no other source of them.
 
         Raises:
@@ -106,46 +108,38 @@ class TrainingDataArguments(TrainingStageArguments):
         rows = self.load()
         if rows is None:
             raise ValueError(
-                "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
+                "There is nothing to train on: give dataset_path (a file of rows or a stage's folder) or dataset_name."
             )
         return rows
 
-    def split(self, rows: Dataset, form: ReasoningFormat, seed: int) -> tuple[Dataset, Dataset | None]:
+    def split(self, rows: Rows, config: ReasoningSFTConfig, seed: int) -> tuple[Dataset, Dataset | None]:
         """The rows to train on and those for evaluation, if any."""
-        rows = self.shape(rows, form, seed)
+        reading = Reading(
+            ReasoningFormat.preset(config.reasoning_format),
+            self.data_shape,
+            generations=self.generations_per_row,
+            every_reply=config.assistant_only_loss,
+            needs_reply=getattr(config, "needs_reply", True),
+            text_field=config.dataset_text_field,
+        )
+        train = self.normalize(rows, reading, seed, self.dataset_path or self.dataset_name or "the store")
         if self.eval_path:
-            return rows, self.shape(load_rows(self.eval_path), form, seed)
+            reading = dataclasses.replace(reading, needs_reply=True)
+            return train, self.normalize(load_rows(self.eval_path), reading, seed, self.eval_path)
         if not self.eval_share:
-            return rows, None
-        parts = rows.train_test_split(test_size=self.eval_share, seed=seed)
+            return train, None
+        parts = train.train_test_split(test_size=self.eval_share, seed=seed)
         return parts["train"], parts["test"]
 
 
-def rows_file(path: str | os.PathLike[str]) -> Path:
-    """A JSONL file, or `train.jsonl` where `path` is a stage's folder."""
-    return Path(path) / "train.jsonl" if Path(path).is_dir() else Path(path)
-
-
-def load_rows(path: str | os.PathLike[str]) -> Dataset:
-    """The rows of a JSONL file, or of `train.jsonl` in a stage's folder.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no row.
-    """
+def _drawn(rows: Rows, count: int, seed: int) -> Rows:
+    """So many of the rows, drawn at random; the same ones of a file and of a dataset."""
     from datasets import Dataset
 
-    from trl_reasoning_distill.data.files import read_jsonl
-
-    file = rows_file(path)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"No training rows at {file}. Give a JSONL file, or the folder of the verify or select stage."
-        )
-    rows = Dataset.from_list(list(read_jsonl(file)))
-    if not len(rows):
-        raise ValueError(f"{file} holds no row: there is nothing to train on.")
-    return rows
+    if not isinstance(rows, list):
+        return rows.shuffle(seed=seed).select(range(count))
+    order = Dataset.from_dict({"index": range(len(rows))}).shuffle(seed=seed).select(range(count))
+    return [rows[index] for index in order["index"]]
 
 
 def run_training(
@@ -155,7 +149,7 @@ def run_training(
     config: ReasoningSFTConfig,
     model: StudentConfig,
     *,
-    rows: Dataset,
+    rows: Rows,
     inputs: Mapping[str, str | os.PathLike[str]],
     accuracy: AccuracyArguments | None = None,
 ) -> None:
@@ -175,7 +169,6 @@ def run_training(
     """
     from accelerate import PartialState
 
-    from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.processes import check_launch, let_deepspeed_shard_on_cpus
     from trl_reasoning_distill.trainer.callbacks import StopOnSignal
@@ -189,7 +182,7 @@ def run_training(
     let_deepspeed_shard_on_cpus()
     seed = config.data_seed if config.data_seed is not None else config.seed
     rows, scale = sample_rows(rows, data.max_samples) if data.dry_run else (rows, 1.0)
-    train_rows, eval_rows = data.split(rows, ReasoningFormat.preset(config.reasoning_format), seed)
+    train_rows, eval_rows = data.split(rows, config, seed)
     if config.eval_strategy != "no" and eval_rows is None:
         raise ValueError(f"eval_strategy={config.eval_strategy} without evaluation rows: give eval_share or eval_path.")
     if accuracy is not None:
@@ -346,64 +339,3 @@ def summarize(trainer: ReasoningSFTTrainer) -> tuple[dict[str, int | float], str
             counts[name] = values[-1]
             line.append(f"{name} {values[0]:.4f} → {values[-1]:.4f}" if len(values) > 1 else f"{name} {values[-1]:.4f}")
     return counts, " · ".join(line)
-
-
-_TRL_SHAPES = ({"prompt", "completion"}, {"text"}, {"input_ids"})
-
-
-def shape_of(row: Mapping[str, Any], wanted: str) -> str | None:
-    """The shape to convert a dataset from, or `None` to leave its rows to TRL.
-
-    `"auto"` leaves what TRL takes as it is: prompt and completion, text, tokens, and conversations that are not OpenThoughts'.
-
-    Raises:
-        ValueError: For an unknown shape, or rows of none.
-    """
-    if wanted not in ("auto", "none", *SHAPES):
-        raise ValueError(f"Unknown data_shape {wanted!r}; there are auto, none, {', '.join(SHAPES)}.")
-    if wanted != "auto":
-        return None if wanted == "none" else wanted
-    if any(columns <= row.keys() for columns in _TRL_SHAPES):
-        return None
-    shape = detect_shape(row)
-    return None if shape == "sharegpt" else shape
-
-
-def shape_dataset(rows: Dataset, shape: str, form: ReasoningFormat, per_row: int) -> tuple[Dataset, str]:
-    """Training rows from a dataset of one shape, and one line on what became of it.
-
-    Raises:
-        ValueError: If no row can be learnt from, with the reasons.
-    """
-    from datasets import Features, Value
-
-    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        columns = batch.keys()
-        converted = convert_rows(
-            (dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True)),
-            shape,
-            form,
-            per_row=per_row,
-        )
-        empty: dict[str, Any] = {"prompt": [], "completion": [], "answer": None}
-        made = [{**row, "rejected": None} for row in converted.rows]
-        made += [{**empty, "rejected": reason} for _, reason in converted.rejected]
-        return {name: [row[name] for row in made] for name in ("prompt", "completion", "answer", "rejected")}
-
-    messages = [{"role": Value("string"), "content": Value("string")}]
-    text = Value("string")
-    result = rows.map(
-        convert,
-        batched=True,
-        batch_size=200,
-        remove_columns=rows.column_names,
-        features=Features({"prompt": messages, "completion": messages, "answer": text, "rejected": text}),
-        desc=f"Reading {shape}",
-    )
-    reasons = Counter(reason for reason in result["rejected"] if reason is not None)
-    kept = result.select([index for index, reason in enumerate(result["rejected"]) if reason is None])
-    why = "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(3))
-    line = f"{len(kept):,} rows from {len(rows):,} of shape {shape}, {sum(reasons.values()):,} left out{f': {why}' if why else ''}"
-    if not len(kept):
-        raise ValueError(f"No row can be learnt from ({line}).")
-    return kept.remove_columns("rejected"), line

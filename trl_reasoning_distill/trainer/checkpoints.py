@@ -97,8 +97,7 @@ def find_problem(checkpoint: Path) -> str | None:
 def newest_valid(output_dir: Path) -> Checkpoint:
     """The newest checkpoint below `output_dir` whose files are all right."""
     skipped: list[str] = []
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
-    for path in sorted(folders, key=_step, reverse=True):  # type: ignore[arg-type]
+    for path in _checkpoints(output_dir):
         problem = find_problem(path)
         if problem is None:
             return Checkpoint(str(path), tuple(skipped))
@@ -242,7 +241,13 @@ class ResumableTrainer(Trainer):
 
     def _find_checkpoint(self, resume: str | bool | None, required: bool) -> Checkpoint:
         newest = resume is True or str(resume).lower() == "true"
-        found = newest_valid(Path(str(self.args.output_dir))) if newest else Checkpoint(str(resume))
+        output_dir = Path(str(self.args.output_dir))
+        found = newest_valid(output_dir) if newest else Checkpoint(str(resume))
+        may_differ = bool(getattr(self.args, "allow_changed_resume", False))
+        if found.path is None and required and may_differ:
+            states = [path / "trainer_state.json" for path in _checkpoints(output_dir)]
+            whole = [str(path.parent) for path in states if path.is_file()]  # without it `Trainer` cannot resume
+            found, newest = Checkpoint(whole[0] if whole else None, found.skipped), False
         if found.path is None:
             if required:
                 reasons = "; ".join(found.skipped) or "there is none"
@@ -258,15 +263,17 @@ class ResumableTrainer(Trainer):
         if not problems:
             return found
         text = f"Training cannot go on from {path} as it began: {'; '.join(problems)}."
-        if not getattr(self.args, "allow_changed_resume", False):
+        if not may_differ:
             raise CheckpointError(f"{text} Restore what differs, or go on all the same with --allow_changed_resume.")
         logger.warning("%s Going on all the same, as allow_changed_resume says.", text)
         return found
 
 
-def _step(checkpoint: Path) -> int | None:
-    number = checkpoint.name.removeprefix("checkpoint-")
-    return int(number) if number.isdecimal() else None
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """Folders of checkpoints, the newest first."""
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in output_dir.glob("checkpoint-*") if path.is_dir()}
+    steps = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
 def _plain(value: Any) -> Any:

@@ -49,6 +49,11 @@ class ReasoningSFTConfig(SFTConfig):
         "Rows longer than max_length: drop them, counted and logged; or truncate them as TRL does, which teaches the model to stop "
         "reasoning in the middle.",
     )
+    malformed_thoughts: Literal["drop", "train"] = option(
+        "drop",
+        "Rows whose thought never ends, stands in several blocks, or has nothing after it: drop them, counted and listed; or train them "
+        "as they are.",
+    )
     think_weight: NonNegative = option(
         1.0, "Weight of the cross-entropy on each token up to and including the end of the reasoning."
     )

@@ -23,6 +23,7 @@ from trl import SFTTrainer
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import Reading, normalize
 from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import (
@@ -46,8 +47,8 @@ from trl_reasoning_distill.trainer.preparation import (
     pack_rows,
     select_rows,
 )
-from trl_reasoning_distill.trainer.reference import Reference, make_reference
-from trl_reasoning_distill.trainer.student import prepare_student
+from trl_reasoning_distill.trainer.reference import Reference, make_reference, refuse_learned_prompts
+from trl_reasoning_distill.trainer.student import prepare_student, refuse_untrainable_adapter
 from trl_reasoning_distill.trainer.targets import StoredTargets, TokenColumnsCollator
 from trl_reasoning_distill.trainer.trl_bridge import (
     BridgedSFTTrainer,
@@ -107,6 +108,10 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 "`compute_loss_func` is deprecated in TRL and will be removed in v2.0.0: the loss needs the full logits, which the fused head "
                 f"never builds. Subclass `{type(self).__name__}` and override `compute_loss` instead, or `loss_arguments`."
             )
+        adapter = kwargs.get("peft_config") or getattr(model, "active_peft_config", None)
+        refuse_untrainable_adapter(adapter)
+        if args.use_kl_regularization and args.reference_logits is None:
+            refuse_learned_prompts(adapter)
         self.reports: dict[str, PreparationReport] = {}
         self.reference: Reference | None = None
         self.format = ReasoningFormat.preset(args.reasoning_format)
@@ -219,13 +224,15 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 f"The {name} dataset is an IterableDataset. {type(self).__name__} counts, checks and matches all rows before the first step; "
                 "load it with streaming=False."
             )
+        own_columns = dataset.column_names
+        if formatting_func is None:
+            dataset = self.normalize(dataset, name)
         tokenize = RowTokenizer(
             self.tokenizer,
             self.format,
-            completion_only=bool(self.completion_only_loss),
+            completion_only=args.completion_only_loss is not False,
             assistant_only=args.assistant_only_loss,
             chat_template=self.chat_template,
-            text_field=args.dataset_text_field,
             formatting_func=formatting_func,
             segment_weights=(args.think_weight, args.answer_weight) if args.has_segment_weights else None,
             chat_template_kwargs=args.template_variables,
@@ -234,8 +241,10 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         # The strategies that cut rows themselves are asked for by name; they are not for whole chains of thought
         cuts_rows = packing and args.packing_strategy != "bfd"
         columns = [*TOKEN_COLUMNS, *self.row_columns(args)]
-        if len(dataset):
-            tokenize.refuse_closed_thought(dataset[0], name)
+        # TRL packs tokens and labels alone
+        keeps_own = not args.remove_unused_columns and not packing
+        own_columns = [column for column in own_columns if keeps_own and column not in columns]
+        tokenize.refuse_closed_thought(dataset, name)
         with main_process_first():
             rows = dataset.map(tokenize, desc=f"Tokenizing the {name} dataset", **map_kwargs)
             tokenize.refuse_damage(rows, name)
@@ -245,7 +254,10 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 max_length=None if cuts_rows else args.max_length,
                 overlong=args.overlong,
                 columns=columns,
-                whole_columns=self.whole_columns,
+                whole_columns=[*self.whole_columns, *own_columns],
+                malformed=args.malformed_thoughts,
+                truncation_mode=args.truncation_mode,
+                packing=packing,
                 **map_kwargs,
             )
             if name == "train" and args.preview_examples:
@@ -263,6 +275,20 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         if args.process_index == 0:
             logger.info("%s dataset: %s", name, self.reports[name])
         return rows
+
+    def normalize(self, dataset: Dataset, name: str, *, needs_reply: bool = True) -> Dataset:
+        """Rows of any published shape as prompt and completion; those that are, as they are."""
+        args = self.args
+        reading = Reading(
+            self.format,
+            every_reply=args.assistant_only_loss,
+            needs_reply=needs_reply,
+            text_field=args.dataset_text_field,
+        )
+        dataset, line = normalize(dataset, reading, f"the {name} dataset")
+        if args.process_index == 0:
+            logger.info(line)
+        return dataset
 
     def resume_settings(self) -> dict[str, Any]:
         """See `ResumableTrainer.resume_settings`; adds the stores by their content."""
@@ -432,11 +458,14 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """TRL's card, with how to ask the model, what it was trained on, with which settings, and how that went."""
-        super().create_model_card(model_name, dataset_name, tags)
-        if self.is_world_process_zero():
-            path = Path(str(self.args.output_dir), "README.md")
-            extend_card(path, quick_start=quick_start(self, self.format), sections=self.card_sections())
+        """TRL's card, with how to prompt the model, what it was trained on, with which settings, and how that went. It never stops a save."""
+        try:
+            super().create_model_card(model_name, dataset_name, tags)
+            if self.is_world_process_zero():
+                path = Path(str(self.args.output_dir), "README.md")
+                extend_card(path, quick_start=quick_start(self, self.format), sections=self.card_sections())
+        except Exception as error:  # it is written with each checkpoint, which must not be lost for a sentence
+            logger.warning("The model card could not be written: %s: %s", type(error).__name__, error)
 
     @property
     def supervised_tokens_seen(self) -> int:

@@ -94,11 +94,7 @@ def make_reference(model: Any, accelerator: Accelerator) -> Reference:
         ValueError: If the adapter cannot be switched off (prompt learning), or under FSDP1.
     """
     if is_peft_model(model):
-        if model.active_peft_config.is_prompt_learning:
-            raise ValueError(
-                f"`use_kl_regularization` with {model.active_peft_config.peft_type}: learned prompts are part of the input and cannot be "
-                "switched off for the reference. Use LoRA, or give the base model's own Top-K as reference_logits."
-            )
+        refuse_learned_prompts(model.active_peft_config)
         return AdapterOffReference(model)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError(
@@ -106,6 +102,19 @@ def make_reference(model: Any, accelerator: Accelerator) -> Reference:
             "fsdp_version: 2 in the accelerate config, train a LoRA adapter, or give the base model's own Top-K as reference_logits."
         )
     return FrozenReference(model, accelerator)
+
+
+def refuse_learned_prompts(adapter: Any) -> None:
+    """Refuse an adapter that the reference cannot be had without.
+
+    Raises:
+        ValueError: If it is part of the input (prompt learning).
+    """
+    if adapter is not None and adapter.is_prompt_learning:
+        raise ValueError(
+            f"`use_kl_regularization` with {adapter.peft_type.value}: learned prompts are part of the input and cannot be switched off for the "
+            "reference. Use LoRA, or give the base model's own Top-K as reference_logits."
+        )
 
 
 def _last_hidden_state(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:

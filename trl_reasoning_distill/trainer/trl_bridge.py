@@ -308,6 +308,12 @@ class BridgedSFTTrainer(SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
         # TRL 1.16 calls this from `__init__`, before `Trainer.__init__` has set these two, and from `evaluate`
         self.processing_class, self.args = processing_class, args
+        if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+            raise ValueError(
+                f"The {dataset_name} dataset has a transform (`Dataset.with_transform`), which preparation would read through and make permanent. "
+                "Set dataset_kwargs to {'skip_prepare_dataset': True} and let the transform return `input_ids` and `labels`, with "
+                "remove_unused_columns=False; or apply it with `Dataset.map` first."
+            )
         return self.prepare_dataset(dataset, packing=packing, formatting_func=formatting_func, name=dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -90,6 +90,11 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
     )
     refresh_top_k: Count = option(25, "Places per record of that store.")
 
+    @property
+    def needs_reply(self) -> bool:
+        """Whether a row of the training set must bring its completion; a model may write all of them."""
+        return not (self.lmbda == 1.0 or self.seq_kd)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_context()

@@ -344,17 +344,20 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         _ = self.teacher_facts  # refused before a row is tokenized
         if isinstance(dataset, Dataset):
             self.completion_only_loss = True
-            is_always_written = name == "train" and (self.lmbda == 1.0 or self.seq_kd)
-            replaced = [column for column in ("messages", "conversations") if column in dataset.column_names]
+            dataset = self.normalize(dataset, name)
             with main_process_first():
-                dataset = dataset.map(
-                    PromptAndCompletion(not is_always_written),
-                    remove_columns=replaced,
-                    num_proc=self.args.dataset_num_proc,
-                )
+                dataset = dataset.map(PromptAndCompletion(self._needs_reply(name)), num_proc=self.args.dataset_num_proc)
             if self.context is None:  # the training set comes first: examples are drawn from it alone
                 self.context = TeacherContext(self.args, dataset)
         return super().prepare_dataset(dataset, packing=packing, formatting_func=None, name=name)
+
+    def _needs_reply(self, name: str) -> bool:
+        """Whether a row of this dataset must bring its completion; in training a model may write all of them."""
+        return name != "train" or self.args.needs_reply
+
+    def normalize(self, dataset: Dataset, name: str, *, needs_reply: bool = True) -> Dataset:
+        """See `ReasoningSFTTrainer.normalize`; a completion that a model writes may be missing."""
+        return super().normalize(dataset, name, needs_reply=needs_reply and self._needs_reply(name))
 
     def add_row_columns(self, rows: Dataset, name: str, **map_kwargs: Any) -> Dataset:
         """See `ReasoningSFTTrainer.add_row_columns`; adds the prompts, and leaves out what the teacher cannot read."""
