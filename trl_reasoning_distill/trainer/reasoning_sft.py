@@ -333,7 +333,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 return self.head_loss(_predicting(hidden, labels), head, batch, reference)
 
         outputs = model(**model_inputs, head_loss=head_loss, reference=self.reference)
-        loss = outputs.loss
+        loss = outputs.objective
         if self.aux_loss_enabled:
             # A mean per micro-batch, which DDP averages over ranks: only accumulation is left to divide by
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
