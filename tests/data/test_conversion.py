@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from trl_reasoning_distill.data.conversion import (
     SHAPES,
     Demonstration,
@@ -19,6 +18,7 @@ from trl_reasoning_distill.data.conversion import (
     split_reasoning,
     training_row,
 )
+
 from trl_reasoning_distill.data.formatting import ReasoningFormat, remove_calculator_marks
 
 THINK, GSM8K, PLAIN = (ReasoningFormat.preset(name) for name in ("think", "gsm8k", "plain"))

@@ -82,7 +82,11 @@ IMAGES = re.compile(r"\b(road|house|foretold|foretell|torment|in peace|rooms)\b"
 
 def images(root: Path) -> list[str]:
     """Where the package or a page uses one of them, as `file:line: text`."""
-    files = [*(root / "trl_reasoning_distill").rglob("*.py"), *(root / "trl_reasoning_distill").rglob("*.j2"), *_pages(root)]
+    files = [
+        *(root / "trl_reasoning_distill").rglob("*.py"),
+        *(root / "trl_reasoning_distill").rglob("*.j2"),
+        *_pages(root),
+    ]
     return [
         f"{file.relative_to(root)}:{number}: {line.strip()}"
         for file in files
