@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ def _private_attributes(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"{owner}.{name}"
 
 
+@functools.cache
 def private_names() -> set[str]:
     """Private attributes and methods of the classes that the trainers and their configurations stand on."""
     found: set[str] = set()
