@@ -76,7 +76,7 @@ def test_it_trains_and_saves_as_with_trl(fit: Callable[..., Any], store: Path, n
 @pytest.mark.parametrize("name", ["PROMPT_TUNING", "TRAINABLE_TOKENS", "embedding"])
 def test_it_is_distilled(fit: Callable[..., Any], store: Path, name: str) -> None:
     trainer = fit(
-        TopKDistillTrainer, TopKDistillConfig, peft_config=make_config(*KINDS[name]), teacher_logits=str(store), top_k=4,
+        TopKDistillTrainer, TopKDistillConfig, peft_config=make_config(*KINDS[name]), teacher_logits=str(store), kd_top_k=4,
         kd_warmup_ratio=0.0, save_strategy="steps", save_steps=1,
     )  # fmt: skip
     assert min(logged(trainer, "kd_loss")) > 0

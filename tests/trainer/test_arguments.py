@@ -28,7 +28,7 @@ def test_arguments_are_those_of_sft_by_position_and_in_the_signature(
     tmp_path: Path, tokenizer: Any, store: Path, trainer_class: Any
 ) -> None:
     assert list(inspect.signature(trainer_class).parameters) == list(inspect.signature(SFTTrainer).parameters)
-    extra = {"teacher_logits": str(store), "top_k": 4} if trainer_class is TopKDistillTrainer else {}
+    extra = {"teacher_logits": str(store), "kd_top_k": 4} if trainer_class is TopKDistillTrainer else {}
     args = trainer_class.config_class(**{**PLAIN, "output_dir": str(tmp_path), "max_steps": 1, **extra})
     trainer = trainer_class(tiny.make_model(), args, None, tiny.make_dataset(), tiny.make_dataset(2), tokenizer)
     trainer.train()
@@ -127,7 +127,7 @@ def test_unused_columns_reach_the_collator_where_they_are_kept(
     dataset = tiny.make_dataset().add_column("level", list(range(8)))
     options = {**PLAIN, "output_dir": str(tmp_path), "remove_unused_columns": False, "dataloader_pin_memory": False}
     if distils:
-        args = TopKDistillConfig(**options, teacher_logits=str(store), top_k=4)
+        args = TopKDistillConfig(**options, teacher_logits=str(store), kd_top_k=4)
         trainer: Any = TopKDistillTrainer(tiny.make_model(), args, collate, dataset, processing_class=tokenizer)
     else:
         trainer = ReasoningSFTTrainer(

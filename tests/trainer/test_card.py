@@ -47,7 +47,7 @@ def test_the_card_says_what_a_reader_asks(fit: Callable[..., Any]) -> None:
 
 
 def test_the_card_names_the_teacher(fit: Callable[..., Any], store: Path) -> None:
-    trainer = fit(TopKDistillTrainer, TopKDistillConfig, dataset=None, teacher_logits=str(store), top_k=4)
+    trainer = fit(TopKDistillTrainer, TopKDistillConfig, dataset=None, teacher_logits=str(store), kd_top_k=4)
     card = card_of(trainer)
     assert "### Teacher" in card
     assert "| teacher | tiny |" in card

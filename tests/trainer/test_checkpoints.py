@@ -163,7 +163,7 @@ def test_another_training_is_refused_by_name(run: Callable[..., Any], caplog: py
 def test_another_store_and_another_topology_are_refused(
     fit: Callable[..., Any], store: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**SAVING, "top_k": 6, "output_dir": str(tmp_path / "kd")}
+    options = {**SAVING, "kd_top_k": 6, "output_dir": str(tmp_path / "kd")}
     fit(TopKDistillTrainer, TopKDistillConfig, teacher_logits=str(store), **options)
     other = tiny.make_store(tmp_path / "other", tiny.make_model(8, vocab_size=272), tokenizer, tiny.make_rows())
     trainer = fit(TopKDistillTrainer, TopKDistillConfig, teacher_logits=str(other), train=False, **options)

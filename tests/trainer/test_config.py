@@ -6,6 +6,7 @@ import pytest
 
 from trl_reasoning_distill.losses.divergence import DIVERGENCES
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
 
 
 def make(config_class: type = TopKDistillConfig, **values: object) -> object:
@@ -17,7 +18,7 @@ def make(config_class: type = TopKDistillConfig, **values: object) -> object:
 
 def test_defaults_are_the_published_ones() -> None:
     config = make()
-    assert (config.top_k, config.kd_temperature, config.kd_weight) == (10, 2.0, 0.35)
+    assert (config.kd_top_k, config.kd_temperature, config.kd_weight) == (10, 2.0, 0.35)
     assert (config.kd_support, config.overlong, config.use_kl_regularization, config.kl_coef) == (
         "tail",
         "drop",
@@ -29,9 +30,9 @@ def test_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"top_k": 2.7}, r"`top_k=2\.7`: must be a whole number ≥ 1, found float"),
-        ({"top_k": True}, r"`top_k=True`.*found bool"),
-        ({"top_k": 0}, r"`top_k=0`: must be a whole number ≥ 1"),
+        ({"kd_top_k": 2.7}, r"`kd_top_k=2\.7`: must be a whole number ≥ 1, found float"),
+        ({"kd_top_k": True}, r"`kd_top_k=True`.*found bool"),
+        ({"kd_top_k": 0}, r"`kd_top_k=0`: must be a whole number ≥ 1"),
         ({"kd_temperature": 0.0}, r"`kd_temperature=0\.0`: must be a number > 0"),
         ({"kd_weight": "0.35"}, r"`kd_weight='0\.35'`.*found str"),
         ({"kd_weight": float("nan")}, r"`kd_weight=nan`"),
@@ -76,3 +77,10 @@ def test_every_field_of_ours_has_help_and_its_default_is_valid() -> None:
     for config_class in (ReasoningSFTConfig, TopKDistillConfig):
         for name in vars(config_class)["__annotations__"]:
             assert config_class.__dataclass_fields__[name].metadata["help"], name
+
+
+def test_names_of_0_1_are_taken_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="`top_k` is called `kd_top_k` now"):
+        assert make(top_k=7).kd_top_k == 7
+    with pytest.warns(FutureWarning, match="`teacher_tokenizer_name_or_path` is called `teacher_tokenizer` now"):
+        assert make(TopKGKDConfig, teacher_tokenizer_name_or_path="x").teacher_tokenizer == "x"

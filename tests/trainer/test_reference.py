@@ -75,7 +75,7 @@ def test_stored_reference_against_dense_float64(fit: Callable[..., Any], base_st
 
 
 def test_stored_reference_beside_a_stored_teacher(fit: Callable[..., Any], store: Path, base_store: Path) -> None:
-    options = {"teacher_logits": str(store), "top_k": 6, "kd_warmup_ratio": 0.0, "kl_coef": 0.5}
+    options = {"teacher_logits": str(store), "kd_top_k": 6, "kd_warmup_ratio": 0.0, "kl_coef": 0.5}
     runs = [
         moved(fit, TopKDistillTrainer, reference_logits=str(base_store), packing=packing, max_length=1024, **options)
         for packing in (False, True)
@@ -128,7 +128,7 @@ def test_rows_that_carry_another_stores_numbers_are_numbered_anew(
 ) -> None:
     backward = tiny.make_store(tmp_path / "backward", teacher, tokenizer, tiny.make_rows()[::-1])
     rows = TopKStore.open(backward).dataset()
-    options = {"teacher_logits": str(store), "top_k": 6, "train": False}
+    options = {"teacher_logits": str(store), "kd_top_k": 6, "train": False}
     trainer = fit(TopKDistillTrainer, TopKDistillConfig, dataset=rows, **options)
     own = fit(TopKDistillTrainer, TopKDistillConfig, dataset=None, **options)
     assert [row[KD_INDEX] for row in trainer.train_dataset] == [row[KD_INDEX] for row in own.train_dataset][::-1]

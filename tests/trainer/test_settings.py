@@ -52,7 +52,7 @@ def test_four_bit_base_with_an_adapter(tmp_path: Path, tokenizer: Any, store: Pa
     stock, ours = fit(SFTTrainer, SFTConfig), fit(ReasoningSFTTrainer, ReasoningSFTConfig)
     assert logged(ours, "loss") == pytest.approx(logged(stock, "loss"), rel=1e-5)
     distilled = fit(
-        TopKDistillTrainer, TopKDistillConfig, teacher_logits=str(store), top_k=6, kd_weight=5.0, use_kl_regularization=True
+        TopKDistillTrainer, TopKDistillConfig, teacher_logits=str(store), kd_top_k=6, kd_weight=5.0, use_kl_regularization=True
     )  # fmt: skip
     kinds = {type(parameter).__name__ for parameter in distilled.model.parameters() if not parameter.requires_grad}
     assert "Params4bit" in kinds
@@ -79,7 +79,7 @@ def test_ligers_layers_leave_our_forward_alone(
     monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)
     monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: True)
-    options = {"teacher_logits": str(store), "top_k": 6}
+    options = {"teacher_logits": str(store), "kd_top_k": 6}
     patched = fit(TopKDistillTrainer, TopKDistillConfig, use_liger_kernel=True, **options)
     assert [entry["fused_linear_cross_entropy"] for entry in seen] == [False]
     torch.testing.assert_close(
@@ -91,7 +91,7 @@ def test_ligers_layers_leave_our_forward_alone(
 @pytest.mark.filterwarnings("ignore:.use_liger_kernel:FutureWarning")
 def test_ligers_layers_on_a_gpu(fit: Callable[..., Any], store: Path) -> None:
     pytest.importorskip("liger_kernel")
-    options = {"teacher_logits": str(store), "top_k": 6, "use_cpu": False, "kd_warmup_ratio": 0.0}
+    options = {"teacher_logits": str(store), "kd_top_k": 6, "use_cpu": False, "kd_warmup_ratio": 0.0}
     runs = [fit(TopKDistillTrainer, TopKDistillConfig, use_liger_kernel=on, **options) for on in (False, True)]
     for name in ("loss", "kd_loss"):
         assert logged(runs[1], name) == pytest.approx(logged(runs[0], name), rel=1e-3), name
@@ -161,7 +161,7 @@ def test_vision_model_is_distilled_on_text_and_not_on_images(tmp_path: Path, tea
     tokenizer.chat_template = tiny.CHAT_TEMPLATE
     store = tiny.make_store(tmp_path / "store", teacher, tokenizer, tiny.make_rows())
     config = TopKDistillConfig(
-        **{**PLAIN, "output_dir": str(tmp_path), "teacher_logits": str(store), "top_k": 6, "kd_weight": 1.0, "max_steps": 6}
+        **{**PLAIN, "output_dir": str(tmp_path), "teacher_logits": str(store), "kd_top_k": 6, "kd_weight": 1.0, "max_steps": 6}
     )  # fmt: skip
     trainer = TopKDistillTrainer(
         make_vision_model(), args=config, train_dataset=tiny.make_dataset(), processing_class=processor
@@ -187,7 +187,7 @@ def test_auxiliary_loss_of_experts_is_added_to_distillation(fit: Callable[..., A
             )
         )  # fmt: skip
 
-    options = {"teacher_logits": str(store), "top_k": 6, "kd_warmup_ratio": 0.0, "max_steps": 1}
+    options = {"teacher_logits": str(store), "kd_top_k": 6, "kd_warmup_ratio": 0.0, "max_steps": 1}
     trainer = fit(TopKDistillTrainer, TopKDistillConfig, model=make(), **options)
     loss, nll, kd, aux = (logged(trainer, name)[0] for name in ("loss", "sft_loss", "kd_loss", "aux_loss"))
     assert aux > 0

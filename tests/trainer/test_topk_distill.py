@@ -27,7 +27,7 @@ ADAM = {"optim": "adamw_torch", "learning_rate": 1e-2}
 @pytest.fixture
 def distill(fit: Callable[..., Any], store: Path) -> Callable[..., Any]:
     def _distill(trainer_class: type = TopKDistillTrainer, **options: Any) -> Any:
-        settings = {"top_k": TOP_K, "kd_temperature": TEMPERATURE, "kd_weight": ALPHA, "kd_warmup_ratio": 0.0}
+        settings = {"kd_top_k": TOP_K, "kd_temperature": TEMPERATURE, "kd_weight": ALPHA, "kd_warmup_ratio": 0.0}
         return fit(trainer_class, TopKDistillConfig, **{"teacher_logits": str(store), **settings, **options})
 
     return _distill
@@ -268,8 +268,8 @@ def test_wrong_stores_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"Temperature 3 was not captured: this store has 1, 2"):
         distill(kd_temperature=3.0)
-    with pytest.raises(ValueError, match=r"`top_k=9`: the store at .* holds 8 ids per position"):
-        distill(top_k=9)
+    with pytest.raises(ValueError, match=r"`kd_top_k=9`: the store at .* holds 8 ids per position"):
+        distill(kd_top_k=9)
     foreign = tiny.make_store(
         tmp_path / "foreign", teacher, tokenizer, tiny.make_rows(), fingerprint={"tokenizer": "1f3a"}
     )

@@ -28,6 +28,7 @@ from trl_reasoning_distill.trainer.trl_bridge import ExportableState, rotate_che
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
+_NAMES_0_1 = {"top_k": "kd_top_k"}
 _VERSION = 1
 # What `Trainer` (alone, DeepSpeed, FSDP) names the parts of a checkpoint that a training goes on from
 _STATE_FILES = {
@@ -108,7 +109,8 @@ def newest_valid(output_dir: Path) -> Checkpoint:
 def changed_settings(checkpoint: Path, settings: Mapping[str, Any]) -> list[str]:
     """Each setting that differs from those a checkpoint was trained with, in words; none if its manifest does not tell."""
     try:
-        saved = dict(read_json(checkpoint / MANIFEST)["settings"])
+        settings_then = dict(read_json(checkpoint / MANIFEST)["settings"])
+        saved = {_NAMES_0_1.get(name, name): value for name, value in settings_then.items()}
     except (OSError, ValueError, KeyError, TypeError):  # `find_problem` says so
         return []
     now = json.loads(json.dumps(dict(settings)))

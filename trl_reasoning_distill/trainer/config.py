@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -27,6 +28,29 @@ from trl_reasoning_distill.options import (
     option,
 )
 from trl_reasoning_distill.trainer.trl_bridge import JSON_FIELDS
+
+
+def formerly(**names: str) -> Callable[[type], type]:
+    """Let a configuration take options in Python by the names of version 0.1.0, with a warning; `scripts.command` does so for YAML and the command line.
+
+    Args:
+        names: The name now, by the name then.
+    """
+
+    def decorate(config_class: Any) -> Any:
+        init = config_class.__init__
+
+        @functools.wraps(init)
+        def with_old_names(self: Any, *args: Any, **kwargs: Any) -> None:
+            for old in names.keys() & kwargs.keys():
+                warnings.warn(f"The option `{old}` is called `{names[old]}` now.", FutureWarning, stacklevel=2)
+                kwargs[names[old]] = kwargs.pop(old)
+            init(self, *args, **kwargs)
+
+        config_class.__init__ = with_old_names
+        return config_class
+
+    return decorate
 
 
 @dataclass
@@ -169,18 +193,19 @@ class ReasoningSFTConfig(SFTConfig):
         return (self.think_weight, self.answer_weight) != (1.0, 1.0)
 
 
+@formerly(top_k="kd_top_k")
 @dataclass
 class TopKDistillConfig(ReasoningSFTConfig):
     """Configuration of `TopKDistillTrainer`: every field of `ReasoningSFTConfig`, and those below.
 
-    The defaults of `top_k`, `kd_temperature` and `kd_weight` are the GSM8K recipe's published ones; its support is `"renormalized"`.
+    The defaults of `kd_top_k`, `kd_temperature` and `kd_weight` are the GSM8K recipe's published ones; its support is `"renormalized"`.
 
     Raises:
         ValueError: If a field holds a value that it cannot, or a combination that has no meaning.
     """
 
     teacher_logits: str | None = option(None, "Path of the Top-K store with the teacher's log-probabilities. Required.")
-    top_k: Count = option(10, "Number of the teacher's ids used per position, most likely first.")
+    kd_top_k: Count = option(10, "Number of the teacher's ids used per position, most likely first.")
     kd_temperature: Positive = option(
         2.0, "Temperature of both distributions in the divergence; the store must hold its log-sum-exp."
     )
@@ -197,7 +222,7 @@ class TopKDistillConfig(ReasoningSFTConfig):
         "tail",
         "tail compares K + 1 buckets: the K ids and the rest; renormalized the K ids alone, scaled to mass 1 on both sides.",
     )
-    kd_top_p: PositiveShare = option(1.0, "Use the fewest ids whose teacher mass reaches this; 1 uses all top_k.")
+    kd_top_p: PositiveShare = option(1.0, "Use the fewest ids whose teacher mass reaches this; 1 uses all kd_top_k.")
     kd_scale_by_t2: bool = option(
         True, "Multiply the divergence by the squared temperature, so that its gradient keeps its size as that changes."
     )

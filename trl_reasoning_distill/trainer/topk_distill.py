@@ -68,7 +68,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
     config_class = TopKDistillConfig
     resume_fields = (
         *ReasoningSFTTrainer.resume_fields,
-        *("top_k", "kd_temperature", "kd_weight", "kd_warmup_ratio", "kd_warmup_steps", "kd_divergence", "kd_beta"),
+        *("kd_top_k", "kd_temperature", "kd_weight", "kd_warmup_ratio", "kd_warmup_steps", "kd_divergence", "kd_beta"),
         *("kd_support", "kd_top_p", "kd_scale_by_t2"),
     )
     args: TopKDistillConfig
@@ -85,10 +85,10 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         args = convert_config(args, self.config_class)
         assert isinstance(args, TopKDistillConfig)
         self.store = TopKStore.open(str(args.teacher_logits))
-        if args.top_k > self.store.top_k:
+        if args.kd_top_k > self.store.top_k:
             raise ValueError(
-                f"`top_k={args.top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
-                f"capture again with --top_k {args.top_k}."
+                f"`kd_top_k={args.kd_top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
+                f"capture again with --store_top_k {args.kd_top_k}."
             )
         train_dataset = self.store.dataset() if train_dataset is None else train_dataset
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -99,7 +99,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         """See `ReasoningSFTTrainer.open_targets`; the teacher's come first."""
         assert isinstance(args, TopKDistillConfig)
         teacher = StoredTargets(
-            self.store, args.top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
+            self.store, args.kd_top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
         )
         return [teacher, *super().open_targets(args)]
 
@@ -129,7 +129,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
             name: captured[name] for name in ("teacher", "revision", "dtype", "quantization") if captured.get(name)
         }
         distillation = {
-            "divergence": f"{args.kd_divergence} on {args.kd_support}, top {args.top_k} of {self.store.top_k} stored",
+            "divergence": f"{args.kd_divergence} on {args.kd_support}, top {args.kd_top_k} of {self.store.top_k} stored",
             "temperature": f"{args.kd_temperature:g}",
             "weight": f"{args.kd_weight:g} after {self.kd_warmup_steps:,} warm-up steps",
             "positions in the store": f"{len(self.store):,}",

@@ -50,7 +50,7 @@ plain = {**PLAIN, "output_dir": str(folder / "out"), "max_steps": 1, "preview_ex
 common = {"train_dataset": rows, "processing_class": tokenizer}
 trainers = [
     ReasoningSFTTrainer(tiny.make_model(), ReasoningSFTConfig(**plain, use_kl_regularization=True), **common),
-    TopKDistillTrainer(tiny.make_model(), TopKDistillConfig(**plain, teacher_logits=str(store), top_k=4), **common),
+    TopKDistillTrainer(tiny.make_model(), TopKDistillConfig(**plain, teacher_logits=str(store), kd_top_k=4), **common),
     TopKGKDTrainer(
         tiny.make_model(), teacher, TopKGKDConfig(**plain, lmbda=1.0, max_new_tokens=6), teacher_tokenizer=tokenizer, **common
     ),

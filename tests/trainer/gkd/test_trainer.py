@@ -128,7 +128,7 @@ def expected_kd(
 def test_the_loss_is_gkds_on_the_shared_ids(
     gkd: Any, teacher: Any, tokenizer: Any, beta: float, top_k: int | None, temperature: float
 ) -> None:
-    trainer = gkd(lmbda=0.0, beta=beta, top_k=top_k, kd_temperature=temperature)
+    trainer = gkd(lmbda=0.0, beta=beta, kd_top_k=top_k, kd_temperature=temperature)
     expected = expected_kd(teacher, tiny.make_rows(4), tokenizer, beta=beta, top_k=top_k, temperature=temperature)
     assert trainer.shared_ids == SHARED
     assert logged(trainer, "kd_loss")[0] == pytest.approx(expected, rel=1e-4)
@@ -407,7 +407,7 @@ def test_a_teacher_in_4_bit(gkd: Any, tokenizer: Any, tmp_path: Path) -> None:
 def test_a_server_teaches_as_the_model_behind_it_does(gkd: Any, tokenizer: Any, tmp_path: Path) -> None:
     teacher = tiny.make_model(7, vocab_size=SHARED)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    options = {"lmbda": 0.0, "beta": 0.0, "top_k": 20}
+    options = {"lmbda": 0.0, "beta": 0.0, "kd_top_k": 20}
     student = tiny.make_model(vocab_size=SHARED)
     expected = logged(gkd(teacher=teacher, model=student, **options), "kd_loss")
     with prompt_server(teacher, tokenizer) as server:
@@ -416,7 +416,7 @@ def test_a_server_teaches_as_the_model_behind_it_does(gkd: Any, tokenizer: Any, 
             teacher_model_name_or_path=MODEL_NAME,
             model=tiny.make_model(vocab_size=SHARED),
             teacher_server_url=server.url,
-            teacher_tokenizer_name_or_path=str(tmp_path / "tokenizer"),
+            teacher_tokenizer=str(tmp_path / "tokenizer"),
             **options,
         )
         assert logged(trainer, "kd_loss") == pytest.approx(expected, rel=1e-4)
@@ -425,7 +425,7 @@ def test_a_server_teaches_as_the_model_behind_it_does(gkd: Any, tokenizer: Any, 
                 teacher=None,
                 teacher_model_name_or_path="another",
                 teacher_server_url=server.url,
-                teacher_tokenizer_name_or_path=str(tmp_path / "tokenizer"),
+                teacher_tokenizer=str(tmp_path / "tokenizer"),
             )
 
 
@@ -435,7 +435,7 @@ def test_a_server_teaches_as_the_model_behind_it_does(gkd: Any, tokenizer: Any, 
 def test_the_teacher_reads_its_own_prompt_and_the_same_completion(gkd: Any, teacher: Any, tokenizer: Any) -> None:
     rows = tiny.make_rows(4)
     options = {"teacher_context": "few_shot", "teacher_context_shots": 1}
-    trainer = gkd(lmbda=0.0, beta=0.0, top_k=8, max_length=200, **options)
+    trainer = gkd(lmbda=0.0, beta=0.0, kd_top_k=8, max_length=200, **options)
     context = TeacherContext(TeacherContextOptions(**options), rows)
     teacher_rows = []
     for row in rows:
@@ -468,7 +468,7 @@ def test_live_and_offline_are_the_same_with_the_same_settings(
         CaptureConfig(top_k=8, encoding="lossless"),
         fingerprint={**TopKFingerprint(tokenizer)},
     )
-    common = {"max_length": 250, "kd_temperature": 2.0, "top_k": 8, "max_steps": 1}
+    common = {"max_length": 250, "kd_temperature": 2.0, "kd_top_k": 8, "max_steps": 1}
     offline = fit(
         TopKDistillTrainer,
         TopKDistillConfig,
@@ -517,7 +517,7 @@ def test_written_text_and_what_the_teacher_said_of_it_can_be_used_offline(gkd: A
         "refresh_store": str(folder),
         "refresh_top_k": 8,
         "beta": 0.0,
-        "top_k": 8,
+        "kd_top_k": 8,
     }
     trainer = gkd(
         model=tiny.make_model(vocab_size=SHARED),
@@ -538,11 +538,13 @@ def test_written_text_and_what_the_teacher_said_of_it_can_be_used_offline(gkd: A
         model=tiny.make_model(vocab_size=SHARED),
         dataset=None,
         teacher_logits=str(folder / "store"),
-        top_k=8,
+        kd_top_k=8,
         kd_temperature=2.0,
         max_steps=1,
     )
-    live = gkd(model=tiny.make_model(vocab_size=SHARED), **GREEDY, kd_temperature=2.0, beta=0.0, top_k=8, max_steps=1)
+    live = gkd(
+        model=tiny.make_model(vocab_size=SHARED), **GREEDY, kd_temperature=2.0, beta=0.0, kd_top_k=8, max_steps=1
+    )
     assert logged(frozen, "kd_loss")[0] == pytest.approx(logged(live, "kd_loss")[0], rel=1e-3)
     gkd(**options)
     assert TopKStore.open(folder / "store").rows == 8, "a second run is appended"
@@ -553,7 +555,7 @@ def test_written_text_and_what_the_teacher_said_of_it_can_be_used_offline(gkd: A
     [
         ({"packing": True}, "laid out there"),
         ({"sft_weight": 1.0, "lmbda": 1.0}, "writes every completion"),
-        ({"top_k": 2.5}, "top_k"),
+        ({"kd_top_k": 2.5}, "kd_top_k"),
         ({"temperature": -1.0}, "temperature"),
         ({"teacher_context": "few-shot"}, "must be one of none, few_shot"),
         ({"teacher_context": "system"}, "needs `teacher_context_system`"),

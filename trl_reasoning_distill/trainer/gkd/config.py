@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from trl_reasoning_distill.options import Count, NonNegative, Positive, PositiveShare, Share, check_options, option
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
-from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, formerly
 from trl_reasoning_distill.trainer.gkd.base import GKDConfig
 
 
+@formerly(top_k="kd_top_k", teacher_tokenizer_name_or_path="teacher_tokenizer")
 @dataclass
 class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
     """Configuration of `TopKGKDTrainer`: every field of TRL's `GKDConfig` and of `ReasoningSFTConfig`, the teacher's context, and those below.
@@ -34,15 +35,16 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
     max_new_tokens: Count = option(128, "Most tokens of a completion that is written.")
     teacher_model_name_or_path: str | None = option(
         None,
-        "Hub name or folder of the teacher. Without one the teacher is the student as it was before training: its base with the "
+        "The teacher: folder or hub name of a model. Without one the teacher is the student as it was before training: its base with the "
         "adapter off, or a frozen copy.",
+        aliases=["teacher"],
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = option(
         None, "Keyword arguments for from_pretrained, as JSON, when the teacher is loaded by its name."
     )
     disable_dropout: bool = option(True, "Switch the student's dropout off.")
     seq_kd: bool = option(False, "Let the teacher write the completions that the student does not write.")
-    top_k: Count | None = option(
+    kd_top_k: Count | None = option(
         50,
         "Ids per position that the divergence tells apart: the teacher's most likely, or with beta=1 the student's. The rest of the "
         "vocabulary is one more event, with its exact mass. null compares the whole vocabulary.",
@@ -64,9 +66,7 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
         "Base URL of an OpenAI-compatible server with prompt log-probabilities that serves teacher_model_name_or_path: the teacher is "
         "asked there and not loaded.",
     )
-    teacher_tokenizer_name_or_path: str | None = option(
-        None, "Tokenizer of the teacher, where it is not saved with the model."
-    )
+    teacher_tokenizer: str | None = option(None, "Tokenizer of the teacher, where it is not saved with the model.")
     teacher_quantization: Literal["4bit", "8bit"] | None = option(
         None, "Load the teacher in 4bit (NF4) or 8bit through bitsandbytes."
     )
@@ -120,8 +120,8 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
             "`teacher_server_url` without `teacher_model_name_or_path`: give the name that the server knows the teacher by.": (
                 self.teacher_server_url is not None and self.teacher_model_name_or_path is None
             ),
-            "`top_k=None` with `teacher_server_url`: a server gives its most likely tokens only. Set top_k to at most what it gives "
-            "(20 with vLLM's default).": self.teacher_server_url is not None and self.top_k is None,
+            "`kd_top_k=None` with `teacher_server_url`: a server gives its most likely tokens only. Set kd_top_k to at most what it gives "
+            "(20 with vLLM's default).": self.teacher_server_url is not None and self.kd_top_k is None,
             f"`kd_temperature={self.kd_temperature:g}` with `teacher_server_url`: a server does not give the log-sum-exp at another "
             "temperature, so the tail would be a guess. Use 1.": self.teacher_server_url is not None
             and self.kd_temperature != 1.0,

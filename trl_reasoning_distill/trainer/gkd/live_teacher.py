@@ -83,12 +83,12 @@ def load_teacher_tokenizer(args: Any, teacher: Any, student: Any, student_rows: 
     Raises:
         ValueError: If there is none.
     """
-    named = args.teacher_tokenizer_name_or_path
+    named = args.teacher_tokenizer
     config = getattr(teacher, "config", None)
     name = named or (args.teacher_model_name_or_path if teacher is None else getattr(config, "name_or_path", ""))
     advice = (
-        "It is needed to know which ids teacher and student share: pass it as teacher_tokenizer, or name it with "
-        "teacher_tokenizer_name_or_path."
+        "It is needed to know which ids teacher and student share: pass it to the trainer, or name it with "
+        "the option teacher_tokenizer."
     )
     try:
         if not name:

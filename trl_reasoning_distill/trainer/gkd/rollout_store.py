@@ -151,7 +151,7 @@ def make_rollout_store(trainer: Any, path: str) -> RolloutStore:
     return RolloutStore(
         Path(path),
         trainer.accelerator,
-        top_k=min(args.refresh_top_k, args.top_k) if is_server else min(args.refresh_top_k, trainer.shared_ids),
+        top_k=min(args.refresh_top_k, args.kd_top_k) if is_server else min(args.refresh_top_k, trainer.shared_ids),
         temperatures=[args.kd_temperature],
         fingerprint={
             "engine": "gkd",

@@ -127,7 +127,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         ValueError: If an argument cannot be honoured, or teacher and student have different tokenizers.
 
     Example:
-        >>> args = TopKGKDConfig("runs/gkd", lmbda=0.5, beta=0.0, top_k=50)
+        >>> args = TopKGKDConfig("runs/gkd", lmbda=0.5, beta=0.0, kd_top_k=50)
         >>> TopKGKDTrainer("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct", args, train_dataset=rows).train()
     """
 
@@ -147,7 +147,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
     whole_columns = ROW_COLUMNS
     resume_fields = (
         *ReasoningSFTTrainer.resume_fields,
-        *("teacher_model_name_or_path", "lmbda", "beta", "temperature", "max_new_tokens", "top_k", "kd_temperature"),
+        *("teacher_model_name_or_path", "lmbda", "beta", "temperature", "max_new_tokens", "kd_top_k", "kd_temperature"),
         *("kd_weight", "sft_weight"),
     )
 
@@ -283,7 +283,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         if args.teacher_server_url is not None:
             from trl_reasoning_distill.teacher.scoring import ServerReader
 
-            reader = ServerReader(args.teacher_server_url, name, tokenizer, int(args.top_k or 1))
+            reader = ServerReader(args.teacher_server_url, name, tokenizer, int(args.kd_top_k or 1))
             return TeacherFacts(shared_ids, reader.context_length, reader)
         if given is None:
             config = load_config(name, trust_remote_code=args.trust_remote_code)
@@ -496,7 +496,7 @@ class TopKGKDTrainer(ReasoningSFTTrainer, BridgedGKDTrainer):
         with self.teacher.targets(reading, device) as targets:
             if isinstance(targets, LinearTeacher):
                 on: Literal["student", "teacher"] = "student" if self.beta == 1.0 else "teacher"
-                targets = dataclasses.replace(targets, top_k=self.args.top_k, on=on)
+                targets = dataclasses.replace(targets, top_k=self.args.kd_top_k, on=on)
             if self.rollout_store is not None and student_wrote:
                 self.rollout_store.add(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], targets)
             yield targets
