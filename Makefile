@@ -45,9 +45,10 @@ check: $(VENV)/installed-dev ## lint, format, types and import rules
 	$(BIN)/mypy
 	$(QUIET) $(BIN)/python -m pytest -q tests/invariant/test_import_rules.py
 
-fmt: $(VENV)/installed-dev ## format the code and mend what the linter can
+fmt: $(VENV)/installed-dev ## format the code, mend what the linter can, and write the tables of options in docs/stages/
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python docs/option_tables.py
 
 docs: $(VENV)/installed-docs ## build the documentation into site/, strictly: a broken link or reference fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
@@ -65,7 +66,7 @@ $(BIN)/python:
 # torch first and by itself: so a wheel that lies on this disk, or another index, can serve it.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) -c $(CONSTRAINTS) -e '.[report]'
+	$(PIP) -c $(CONSTRAINTS) -e .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

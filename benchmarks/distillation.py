@@ -72,14 +72,14 @@ ARMS = {
     "α = 1": distilled("weight", kd_weight=1.0),
     "α = 10": distilled("weight", kd_weight=10.0),
     "α = 10, lr × 2": distilled("rate", kd_weight=10.0, learning_rate=2e-3),
-    "K = 1": distilled("K", top_k=1),
-    "K = 3": distilled("K", top_k=3),
-    "K = 25": distilled("K", top_k=25),
+    "K = 1": distilled("K", kd_top_k=1),
+    "K = 3": distilled("K", kd_top_k=3),
+    "K = 25": distilled("K", kd_top_k=25),
     "T = 1": distilled("T", kd_temperature=1.0),
     "T = 4": Arm("distill", "T", {"kd_temperature": 4.0}, {"temperatures": [1.0, 4.0]}),
     "renormalized": distilled("support", kd_support="renormalized"),
     "reverse KL": distilled("support", kd_divergence="reverse_kl"),
-    "adaptive K, top-p 0.95": distilled("support", top_k=25, kd_top_p=0.95),
+    "adaptive K, top-p 0.95": distilled("support", kd_top_k=25, kd_top_p=0.95),
     "KL to the base 0.1": distilled("more", use_kl_regularization=True, kl_coef=0.1),
     "context: a worked example": Arm(
         "distill", "more", {}, {"teacher_context": "few_shot", "teacher_context_shots": 1}
@@ -94,7 +94,7 @@ ARMS = {
 }
 
 
-SWEEPS = (("K", "top_k", 10), ("T", "kd_temperature", 2.0), ("weight", "kd_weight", 3.0))
+SWEEPS = (("K", "kd_top_k", 10), ("T", "kd_temperature", 2.0), ("weight", "kd_weight", 3.0))
 """Groups of arms that change one option, the option, and its value in the recipe: the arm `SHIPPED`."""
 VARIATIONS = ("weight", "rate", "K", "T", "support", "more")
 """Groups whose arms are also compared with `SHIPPED`: what does the option do?"""

@@ -115,7 +115,7 @@ def step(trainer_class: type, config_class: type, **config: Any) -> Any:
             if issubclass(config_class, TopKDistillConfig):
                 settings |= {
                     "teacher_logits": make_store(folder, rows, options, tokenizer, vocab),
-                    "top_k": options.k,
+                    "kd_top_k": options.k,
                     "kd_temperature": TEMPERATURE,
                     "kd_warmup_ratio": 0.0,
                 }

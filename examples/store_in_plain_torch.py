@@ -54,7 +54,7 @@ def main(folder: Path = Path("runs/examples/store"), problems: int = 64, epochs:
     """Capture, train, and return the mean loss of each epoch."""
     rows, _ = worked_rows(load_problems("synthetic_arithmetic", limit=problems), ReasoningFormat.preset("think"))
     write_jsonl(folder / "train.jsonl", rows)
-    capture.main(["--model", str(TEACHER), "--dataset", str(folder), "--output_dir", str(folder / "capture")])
+    capture.main(["--teacher", str(TEACHER), "--dataset", str(folder), "--output_dir", str(folder / "capture")])
 
     store = TopKStore.open(folder / "capture")
     model = GRUModel(vocab_size=512)

@@ -13,6 +13,8 @@ import pytest
 from trl_reasoning_distill import cli, launch
 from trl_reasoning_distill.scripts import STAGES
 
+GIVEN = ["--output_dir", "x", "--teacher", "t", "--source", "s"]
+
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trl_reasoning_distill.cli", *args]
@@ -49,7 +51,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["generate", "--num_procesess", "3"], "Did you mean '--num_processes'?"),
         (["generate", "--config", "nowhere.yaml"], "No config file at nowhere.yaml."),
-        (["generate", "--output_dir", "x", "--accelerate_config", "zero9"], "No accelerate config 'zero9'"),
+        (["generate", *GIVEN, "--accelerate_config", "zero9"], "No accelerate config 'zero9'"),
+        (
+            ["generate", "--output_dir", "x"],
+            "teacher and source are missing: give them on the command line (--teacher … --source …)",
+        ),
         (["run", "recipes/nowhere"], "No recipe.yaml in recipes/nowhere."),
         (["run", "recipes/nowhere", "--onyl", "sft"], "Did you mean '--only'?"),
     ],
@@ -72,29 +78,26 @@ def test_launcher_options_go_to_accelerate_in_any_order(launched: list[list[str]
     words = [
         "--num_processes",
         "4",
-        "--output_dir",
-        "x",
+        *GIVEN,
         "--mixed_precision=bf16",
         "--config_file",
         str(config),
-        "--model",
-        "m",
     ]
     cli.main(["generate", *words])
     (command,) = launched
     at = command.index("-m", 3)
     assert command[:3] == [sys.executable, "-m", "trl_reasoning_distill.launch"]
     assert command[3:at] == ["--quiet", "--config_file", str(config), "--num_processes", "4", "--mixed_precision=bf16"]
-    assert command[at:] == ["-m", "trl_reasoning_distill.scripts", "generate", "--output_dir", "x", "--model", "m"]
+    assert command[at:] == ["-m", "trl_reasoning_distill.scripts", "generate", *GIVEN]
 
 
 def test_a_stage_that_needs_no_launcher_runs_in_this_process(
     launched: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(launch, "run_in_process", lambda name, args: here.append((name, list(args))))
-    cli.main(["report", "--output_dir", "x"])
-    assert here == [("report", ["--output_dir", "x"])]
+    monkeypatch.setattr(launch, "run_in_process", lambda name, command: here.append((name, command.words)))
+    cli.main(["report", "a", "b", "--output_dir", "x"])
+    assert here == [("report", ["--runs", "a", "b", "--output_dir", "x"])]
     cli.main(["report", "--output_dir", "x", "--accelerate_config", "cpu"])
     assert len(here) == len(launched) == 1
 
@@ -102,7 +105,7 @@ def test_a_stage_that_needs_no_launcher_runs_in_this_process(
 def test_the_exit_code_is_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "run_command", lambda command: 3)
     with pytest.raises(SystemExit) as exit_info:
-        cli.main(["generate", "--output_dir", "x"])
+        cli.main(["generate", *GIVEN])
     assert exit_info.value.code == 3
 
 
@@ -158,11 +161,20 @@ def test_gpus_are_counted_without_torch(
 
 
 def test_a_stage_really_starts_under_accelerate_and_its_error_is_one_line(tmp_path: Path) -> None:
-    result = run("generate", "--output_dir", str(tmp_path / "out"), "--accelerate_config", "cpu")
+    result = run(
+        "generate",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--teacher",
+        "t",
+        "--source",
+        "nothing",
+        "--accelerate_config",
+        "cpu",
+    )
     assert result.returncode == 1
-    assert [line for line in result.stderr.splitlines() if "error" in line.lower()] == [
-        "error: model is missing: say which model is the teacher, with --model or in the YAML."
-    ]
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith("error: Unknown source 'nothing'")
     assert "Traceback" not in result.stderr
 
 
@@ -195,11 +207,10 @@ def test_a_signal_is_the_childs_to_answer_and_is_waited_for(number: signal.Signa
 
 @pytest.mark.distributed
 def test_two_processes_say_it_once(tmp_path: Path) -> None:
-    result = run(
-        "generate", "--output_dir", str(tmp_path / "out"), "--accelerate_config", "cpu", "--num_processes", "2"
-    )
+    words = ["--output_dir", str(tmp_path / "out"), "--teacher", "t", "--source", "s", "--temperature=-1"]
+    result = run("generate", *words, "--accelerate_config", "cpu", "--num_processes", "2")
     assert result.returncode == 2
-    assert result.stderr.count("error: model is missing") == 1
+    assert result.stderr.count("error: `temperature=-1.0`") == 1
     assert "Traceback" not in result.stderr
 
 

@@ -12,6 +12,7 @@ from trl import ModelConfig, TrlParser
 from trl_reasoning_distill.options import (
     Bounds,
     Count,
+    JsonMapping,
     NamedWords,
     OneOf,
     Positive,
@@ -39,7 +40,7 @@ class Arguments(Base):
     divergence: Annotated[str, OneOf(TABLE)] = option("jsd", "Which.")
     names: list[str] = option(["all"], "Several.")
     models: NamedWords = option([], "Named.")
-    columns: dict[str, Any] | str | None = option(None, "Mapping or JSON.")
+    columns: JsonMapping | None = option(None, "Mapping or JSON.")
     scale: bool = option(True, "Whether.")
 
     def __post_init__(self) -> None:
@@ -72,7 +73,9 @@ def test_a_list_is_copied_for_each_instance() -> None:
         ({"divergence": "kl"}, r"must be one of 'forward_kl', 'jsd'"),
         ({"names": "all"}, r"must be a list of words, found str"),
         ({"names": [1]}, r"must be a list of words"),
-        ({"columns": 3}, r"must be a mapping or text, found int"),
+        ({"columns": 3}, r"must be a mapping, found int"),
+        ({"columns": "a: b"}, r"columns='a: b' is not JSON .*; write it like"),
+        ({"columns": "[1]"}, r"is JSON, but not an object"),
         ({"scale": "no"}, r"must be true or false, found str"),
         ({"store": 2024}, r"must be text, found int"),
         ({"store": None}, r"must be text, found NoneType"),
@@ -85,6 +88,10 @@ def test_a_value_that_cannot_be_is_refused_with_what_can(values: dict[str, Any],
 
 def test_what_fits_is_taken() -> None:
     Arguments(store=Path("s"), models={"a": "b"}, columns={"a": 1}, temperature=1, overlong=None)  # type: ignore[arg-type]
+
+
+def test_json_of_a_command_line_becomes_the_mapping() -> None:
+    assert Arguments(store="s", columns='{"question": "prompt"}').columns == {"question": "prompt"}
 
 
 def test_a_table_that_grows_is_looked_at_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,4 +115,5 @@ def test_fields_of_others_are_theirs_to_check() -> None:
 def test_types_in_words_and_in_signs() -> None:
     hint = Annotated[int, Bounds(ge=1, lt=9)] | None
     assert (describe(hint), short(hint)) == ("a whole number ≥ 1 and < 9", "int ≥ 1 and < 9 | None")
+    assert (describe(JsonMapping | None), short(JsonMapping)) == ("a mapping", "mapping")
     assert short(Literal["drop", "truncate"]) == "drop | truncate"

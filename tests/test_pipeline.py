@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from trl_reasoning_distill import launch, pipeline
+from trl_reasoning_distill.config_files import read_config
 from trl_reasoning_distill.data.files import read_json
 from trl_reasoning_distill.data.manifest import StageRun
-from trl_reasoning_distill.scripts.stage import read_config, split_config
+from trl_reasoning_distill.scripts.command import Command, split_config
 
 RECIPE = """\
 summary: Three stages that stand for all.
@@ -21,7 +22,7 @@ stages:
   - {name: report, config: charts.yaml}
 """
 STAGES = {
-    "generate.yaml": "output_dir: runs/tiny/generate\nmodel: teacher\nnum_samples: 2\n",
+    "generate.yaml": "output_dir: runs/tiny/generate\nteacher: teacher\nnum_samples: 2\n",
     "check.yaml": "output_dir: runs/tiny/check\ntraces: runs/tiny/generate\n",
     "charts.yaml": "output_dir: runs/tiny/report\nevaluated: runs/tiny/check\n",
 }
@@ -38,8 +39,8 @@ class Machine:
         self.looked_at: list[str] = []
         self.refuses = False
 
-    def look_ahead(self, script: str, words: list[str]) -> None:
-        assert words[-1] == "--dry_run"
+    def look_ahead(self, script: str, command: Command) -> None:
+        assert command.words == ["--dry_run"]
         self.looked_at.append(script)
         if self.refuses:
             raise SystemExit(1)
@@ -260,8 +261,11 @@ def test_a_missing_yaml_is_named(run: Run, recipe: Path) -> None:
         run()
 
 
-def test_an_unknown_option_of_a_late_stage_is_refused_first(tmp_path: Path) -> None:
+def test_an_unknown_or_missing_option_of_a_late_stage_is_refused_first(tmp_path: Path) -> None:
     path = tmp_path / "g.yaml"
     item = pipeline.RecipeStage("generate", "generate", path, {"num_sample": 1, "env": {}}, path)
     with pytest.raises(ValueError, match=r"g\.yaml: unknown option 'num_sample'. Did you mean 'num_samples'"):
+        pipeline.check_options(item)
+    item = pipeline.RecipeStage("generate", "generate", path, {"output_dir": "x", "model": "old name"}, path)
+    with pytest.raises(ValueError, match=r"^source is missing"):
         pipeline.check_options(item)

@@ -44,7 +44,7 @@ def test_a_copy_runs_by_itself(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_copy_brings_the_files_that_its_yaml_names(tmp_path: Path) -> None:
     copied = copy_recipe("quickstart", tmp_path / "mine")
     (generate,) = (item for item in read_recipe(copied) if item.name == "generate")
-    assert (Path(generate.options["model"]) / "model.safetensors").is_file()
+    assert (Path(generate.options["teacher"]) / "model.safetensors").is_file()
 
 
 def test_a_copy_that_builds_on_another_recipe_says_so(

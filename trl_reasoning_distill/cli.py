@@ -11,14 +11,14 @@ mistyped option.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from trl_reasoning_distill import launch
-from trl_reasoning_distill.scripts import STAGES, options, stage
+from trl_reasoning_distill.scripts import STAGES, source
+from trl_reasoning_distill.scripts.command import RENAMED, USAGE_ERROR, check_known, exit_with, read_command, show
 from trl_reasoning_distill.shipped import copy_recipe, other_recipes, shipped_recipes
 
 _LAUNCHER_HELP = """\
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, *args = words or ["--help"]
     try:
         if command in ("-h", "--help"):
-            _show(overview())
+            show(overview())
         elif command == "--version":
             print(metadata.version("trl-reasoning-distill"))
         elif command == "run":
@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             examine(args)
         else:
-            stage.check_known([command], [*STAGES, "run", "recipes", "doctor"], "trl-distill")
+            check_known([command], [*STAGES, "run", "recipes", "doctor"], "trl-distill")
             run_stage(command, args)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        stage.exit_with(error, stage.USAGE_ERROR)
+        exit_with(error, USAGE_ERROR)
 
 
 def recipes(args: Sequence[str]) -> None:
@@ -108,27 +108,17 @@ def run_stage(name: str, args: Sequence[str]) -> None:
         ValueError: If an option is unknown to both the stage and the launcher.
         SystemExit: With the stage's exit code, if it is not 0.
     """
-    script = launch.script_path(name)
-    known = options.read_options(script)
-    if "-h" in args or "--help" in args:
-        _show(options.format_help(known, f"trl-distill {name}", options.docstring(script), _LAUNCHER_HELP))
-        return
-    launcher_words, stage_words = launch.split_launch_options(args, options.known_flags(known))
-    stage.answer_early(script, stage_words, f"trl-distill {name}")
-    if not launcher_words and not STAGES[name].accelerated:
-        launch.run_in_process(name, stage_words)
+    flags = source.known_flags(source.read_options(source.script_path(name)))
+    old = [f"--{option}" for option in RENAMED.get(name, ())]
+    launcher_words, stage_words = launch.split_launch_options(args, [*flags, "-h", *old])
+    in_process = not launcher_words and not STAGES[name].accelerated
+    command = read_command(name, stage_words, f"trl-distill {name}", epilog=_LAUNCHER_HELP, warn=in_process)
+    if in_process:
+        launch.run_in_process(name, command)
         return
     code = launch.run_command(launch.stage_command(name, stage_words, launcher_words))
     if code:
         raise SystemExit(code)
-
-
-def _show(text: str) -> None:
-    """Print a long text that may well be piped into `head`."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from trl_reasoning_distill.config_files import read_config
 from trl_reasoning_distill.processes import on_interruption
-from trl_reasoning_distill.scripts import options, stage
+from trl_reasoning_distill.scripts import source
+from trl_reasoning_distill.scripts.command import COMMAND_VARIABLE, Command, check_known
 from trl_reasoning_distill.shipped import shipped_folder
 
 if TYPE_CHECKING:
@@ -24,11 +26,6 @@ if TYPE_CHECKING:
 
 CONFIG_FOLDER = shipped_folder("accelerate_configs")
 _SCRIPTS = "trl_reasoning_distill.scripts"
-
-
-def script_path(name: str) -> str:
-    """The file of a stage's script."""
-    return str(Path(__file__).parent / "scripts" / f"{name}.py")
 
 
 def split_launch_options(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -44,7 +41,7 @@ def split_launch_options(args: Sequence[str], own: Sequence[str]) -> tuple[list[
     Raises:
         ValueError: If an option is nobody's, with the nearest of all.
     """
-    launcher_flags = options.launcher_flags()
+    launcher_flags = source.launcher_flags()
     launcher_words: list[str] = []
     own_words: list[str] = []
     target = own_words
@@ -54,7 +51,7 @@ def split_launch_options(args: Sequence[str], own: Sequence[str]) -> tuple[list[
             target = own_words
             if flag not in own:
                 flag = "--" + flag[2:].replace("-", "_")  # accelerate takes both spellings; we look for one
-                stage.check_known([flag], [*own, *launcher_flags], "command line")
+                check_known([flag], [*own, *launcher_flags], "command line")
                 word, target = f"{flag}{equals}{value}", launcher_words
         target.append(word)
     return launcher_words, own_words
@@ -94,7 +91,7 @@ def complete_launch_options(words: Sequence[str]) -> list[str]:
     config_file = _take_option(words, "--config_file") or str(
         resolve_accelerate_config(path or default_accelerate_config())
     )
-    config = stage.read_config(config_file)
+    config = read_config(config_file)
     processes = int(_option_value(words, "--num_processes") or config.get("num_processes") or 1)
     kinds = ("--multi_gpu", "--use_deepspeed", "--use_fsdp", "--tpu", "--use_megatron_lm")
     if processes > 1 and config.get("distributed_type", "NO") == "NO" and not any(kind in words for kind in kinds):
@@ -125,7 +122,7 @@ def default_accelerate_config() -> str:
 
 
 def cuda_device_count() -> int:
-    """Number of visible CUDA devices, told without importing torch; 0 if the installed torch is built for the CPU."""
+    """Number of visible CUDA devices, counted without importing torch; 0 if the installed torch is built for the CPU."""
     if metadata.version("torch").endswith("+cpu"):
         return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -138,19 +135,18 @@ def cuda_device_count() -> int:
     return min(devices, len(visible.split(","))) if visible is not None else devices
 
 
-def run_in_process(name: str, args: Sequence[str]) -> None:
+def run_in_process(name: str, command: Command) -> None:
     """Run a stage's `main` in this process."""
-    importlib.import_module(f"{_SCRIPTS}.{name}").main(list(args))
+    importlib.import_module(f"{_SCRIPTS}.{name}").main(command)
 
 
 def run_command(command: Sequence[str]) -> int:
     """Run a command to its end and return its exit code; signals to stop are the child's to answer, and are waited for.
 
-    Were this process to die of them, the child would go on by itself, talking to a terminal that is no longer its own.
+    Were this process to die of them, the child would go on by itself.
     """
-    environment = os.environ | {
-        stage.COMMAND_VARIABLE: os.environ.get(stage.COMMAND_VARIABLE, shlex.join(["trl-distill", *sys.argv[1:]]))
-    }
+    typed = os.environ.get(COMMAND_VARIABLE, shlex.join(["trl-distill", *sys.argv[1:]]))
+    environment = os.environ | {COMMAND_VARIABLE: typed}
     process: subprocess.Popen[bytes] | None = None
 
     def hand_on(number: int) -> None:

@@ -11,7 +11,7 @@
             check_options(self)
 
 A bound is an `Annotated` type, which dataclasses, `TrlParser` and type checkers read as the plain type. `--help`
-(`scripts.options`) and the tables of `docs/stages/` are read from the same lines. YAML and Python pass values around argparse,
+(`scripts.source`) and the tables of `docs/stages/` are read from the same lines. YAML and Python pass values around argparse,
 so `check_options` looks at every value.
 """
 
@@ -21,11 +21,14 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import os
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Rule = TypeVar("Rule")
 
 _CHECKED_ELSEWHERE = ("transformers", "trl")
 """Packages whose dataclasses check their own fields."""
@@ -70,6 +73,11 @@ class AlsoMapping:
     """The words `name=value` of a command line may be a mapping in YAML."""
 
 
+@dataclass(frozen=True)
+class Json:
+    """A mapping; as text, which is all that a command line has, it is JSON and `check_options` reads it."""
+
+
 Count = Annotated[int, Bounds(ge=1)]
 CountOrZero = Annotated[int, Bounds(ge=0)]
 Positive = Annotated[float, Bounds(gt=0)]
@@ -77,6 +85,7 @@ NonNegative = Annotated[float, Bounds(ge=0)]
 Share = Annotated[float, Bounds(ge=0, le=1)]
 PositiveShare = Annotated[float, Bounds(gt=0, le=1)]
 NamedWords = Annotated[list[str], AlsoMapping()]
+JsonMapping = Annotated[dict[str, Any] | str, Json()]
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, aliases: Collection[str] = ()) -> Any:  # noqa: A002  # argparse's word
@@ -108,6 +117,9 @@ def check_options(options: Any) -> None:
     """
     for name, hint in _own_hints(type(options)).items():  # type: ignore[arg-type]
         value = getattr(options, name)
+        if isinstance(value, str) and _rules(hint, Json):
+            value = parse_mapping(value, name)
+            setattr(options, name, value)
         if not _fits(value, hint):
             near = difflib.get_close_matches(str(value), _choices(hint), n=1)
             found = "" if _fits(value, _plain(hint)) else f", found {type(value).__name__}"
@@ -115,15 +127,29 @@ def check_options(options: Any) -> None:
             raise ValueError(f"`{name}={value!r}`: must be {describe(hint)}{found}.{advice}")
 
 
+def parse_mapping(text: str, name: str) -> dict[str, Any]:
+    """A mapping given as JSON on a command line.
+
+    Raises:
+        ValueError: If it is not a JSON object; `name` is the option's.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={text!r:.80} is not JSON ({error}); write it like '{{\"key\": 1}}'.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={text!r:.80} is JSON, but not an object; write it like '{{\"key\": 1}}'.")
+    return value
+
+
 def describe(hint: Any) -> str:
     """A type with its bounds or choices, as a message and `--help` put it: `a whole number ≥ 1`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        tables = [rule for rule in arguments[1:] if isinstance(rule, OneOf)]
-        bounds = [str(rule) for rule in arguments[1:] if isinstance(rule, Bounds)]
-        return (
-            f"one of {', '.join(map(repr, tables[0].names))}" if tables else " ".join([describe(arguments[0]), *bounds])
-        )
+        for table in _rules(hint, OneOf):
+            return f"one of {', '.join(map(repr, table.names))}"
+        kind = "a mapping" if _rules(hint, Json) else describe(arguments[0])
+        return " ".join([kind, *map(str, _rules(hint, Bounds))])
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if origin in (Union, types.UnionType):
@@ -137,7 +163,8 @@ def short(hint: Any) -> str:
     """A type with its bounds or choices, in the fewest signs: `int ≥ 1 | None`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return " ".join([short(arguments[0]), *(str(rule) for rule in arguments[1:] if isinstance(rule, Bounds))])
+        kind = "mapping" if _rules(hint, Json) else short(arguments[0])
+        return " ".join([kind, *map(str, _rules(hint, Bounds))])
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
@@ -165,7 +192,7 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, and within its bounds. What is not known here is left to the class itself."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        if isinstance(value, Mapping) and any(isinstance(rule, AlsoMapping) for rule in arguments[1:]):
+        if isinstance(value, Mapping) and _rules(hint, AlsoMapping):
             return True
         rules = [rule for rule in arguments[1:] if hasattr(rule, "admits")]
         return _fits(value, arguments[0]) and all(rule.admits(value) for rule in rules)
@@ -195,11 +222,15 @@ def _plain(hint: Any) -> Any:
 
 def _choices(hint: Any) -> list[str]:
     """The words that an option takes, if it takes only some."""
-    arguments = get_args(hint)
     if get_origin(hint) is Literal:
-        return [str(choice) for choice in arguments]
-    if get_origin(hint) is Annotated:
-        return [name for rule in arguments[1:] if isinstance(rule, OneOf) for name in rule.names]
-    return (
-        [name for part in arguments for name in _choices(part)] if get_origin(hint) in (Union, types.UnionType) else []
-    )
+        return [str(choice) for choice in get_args(hint)]
+    if get_origin(hint) in (Union, types.UnionType):
+        return [name for part in get_args(hint) for name in _choices(part)]
+    return [name for table in _rules(hint, OneOf) for name in table.names]
+
+
+def _rules(hint: Any, kind: type[Rule]) -> list[Rule]:
+    """What an annotation, or a part of a union, carries of one kind."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return [rule for part in get_args(hint) for rule in _rules(part, kind)]
+    return [rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, kind)]

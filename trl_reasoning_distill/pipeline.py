@@ -23,7 +23,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from trl_reasoning_distill import launch
+from trl_reasoning_distill.config_files import read_config
 from trl_reasoning_distill.data.files import read_json, write_json
 from trl_reasoning_distill.data.manifest import MANIFEST_NAME, StageManifest, describe_input, read_manifest
-from trl_reasoning_distill.scripts import STAGES, options, stage
+from trl_reasoning_distill.scripts import STAGES
+from trl_reasoning_distill.scripts.command import Command, check_known
 from trl_reasoning_distill.shipped import RECIPE_NAME
 
 RECORD_NAME = "pipeline.json"
@@ -110,8 +111,8 @@ def read_recipe(recipe: Path, runs_dir: str = RUNS) -> list[RecipeStage]:
             f"No {RECIPE_NAME} in {recipe}. `trl-distill recipes` lists the recipes that come with this package, and "
             "`trl-distill recipes copy NAME FOLDER` makes a copy to run."
         )
-    content = stage.read_config(path)
-    stage.check_known(content, ["summary", "stages"], str(path))
+    content = read_config(path)
+    check_known(content, ["summary", "stages"], str(path))
     entries = content.get("stages")
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: `stages` must be a list of stages, found {entries!r}.")
@@ -123,10 +124,9 @@ def read_recipe(recipe: Path, runs_dir: str = RUNS) -> list[RecipeStage]:
     return stages
 
 
-def check_options(item: RecipeStage) -> None:
-    """Refuse unknown options in a stage's YAML, before the first stage of a recipe is started."""
-    known = [option.name for option in options.read_options(launch.script_path(item.script))]
-    stage.check_known([key for key in item.options if key != "env"], known, str(item.source))
+def check_options(item: RecipeStage) -> Command:
+    """Refuse unknown and missing options in a stage's YAML, before the first stage of a recipe is started."""
+    return Command([], item.options, str(item.source)).checked(item.script, warn=False)
 
 
 def is_done(
@@ -175,7 +175,7 @@ def _look_ahead(stages: Sequence[RecipeStage], run_folder: Path, launcher_words:
             print(f"{item.name}: done before", flush=True)
             continue
         words = [*_shown(item, launcher_words), *(["--overwrite"] if overwrite else [])]
-        unfinished = _unfinished_inputs(item, run_folder)
+        unfinished = unfinished_inputs(item, run_folder)
         waits = f" (waits for {', '.join(unfinished)})" if unfinished else ""
         print(f"{item.name}: {shlex.join(words)}{waits}", flush=True)
         if not unfinished and not _dry_run(item):
@@ -184,7 +184,7 @@ def _look_ahead(stages: Sequence[RecipeStage], run_folder: Path, launcher_words:
         raise SystemExit(1)
 
 
-def _unfinished_inputs(item: RecipeStage, run_folder: Path) -> list[str]:
+def unfinished_inputs(item: RecipeStage, run_folder: Path) -> list[str]:
     """The stages of this run that a stage reads from and that have not finished."""
     values: list[Any] = [value for name, value in item.options.items() if name != "output_dir"]
     stages: dict[str, None] = {}
@@ -197,18 +197,15 @@ def _unfinished_inputs(item: RecipeStage, run_folder: Path) -> list[str]:
 
 
 def _dry_run(item: RecipeStage) -> bool:
-    """Let a stage say what it would do, in this process; whether it would."""
+    """Let a stage print its plan, in this process; whether it could."""
     environment = dict(os.environ)
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder, f"{item.name}.yaml")
-        write_json(config, item.options)
-        try:
-            launch.run_in_process(item.script, ["--config", str(config), "--dry_run"])
-        except SystemExit as stop:  # the stage has said why
-            return not stop.code
-        finally:
-            os.environ.clear()
-            os.environ.update(environment)
+    try:
+        launch.run_in_process(item.script, Command(["--dry_run"], item.options, str(item.source)))
+    except SystemExit as stop:  # the stage has printed why
+        return not stop.code
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
     return True
 
 
@@ -250,7 +247,7 @@ def _parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def _choose(stages: list[RecipeStage], only: list[str] | None, first: str | None) -> list[RecipeStage]:
     names = [item.name for item in stages]
-    stage.check_known([*(only or []), *([first] if first else [])], names, "--only/--from")
+    check_known([*(only or []), *([first] if first else [])], names, "--only/--from")
     if first:
         stages = stages[names.index(first) :]
     return [item for item in stages if only is None or item.name in only]
@@ -260,12 +257,12 @@ def _read_stage(recipe: Path, entry: Any, runs_dir: str) -> RecipeStage:
     values: Any = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(values, dict) or not isinstance(values.get("name"), str):
         raise ValueError(f"{recipe / RECIPE_NAME}: a stage is a name or a mapping with `name`, found {entry!r}.")
-    stage.check_known(values, ["name", "script", "config"], f"{recipe / RECIPE_NAME}, stage {values['name']}")
+    check_known(values, ["name", "script", "config"], f"{recipe / RECIPE_NAME}, stage {values['name']}")
     name: str = values["name"]
     script = str(values.get("script", name))
-    stage.check_known([script], list(STAGES), f"{recipe / RECIPE_NAME}, script of stage {name}")
+    check_known([script], list(STAGES), f"{recipe / RECIPE_NAME}, script of stage {name}")
     path = recipe / values.get("config", f"{name}.yaml")
-    content = stage.read_config(path)
+    content = read_config(path)
     expected = f"{RUNS}/{recipe.resolve().name}/{name}"
     if content.get("output_dir") != expected:
         raise ValueError(

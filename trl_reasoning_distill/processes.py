@@ -102,10 +102,10 @@ def end_with_launcher(look_every: float = 0.2) -> None:
 
 
 def launch_state() -> PartialState:
-    """Rank, device and barriers of this launch.
+    """Rank, device and barriers of this launch, made by the first call; a stage makes it once and hands it down.
 
     Ranks end their shares of a generation at very different times, so a barrier may wait for hours, where torch's default
-    gives up after 10 minutes. This must be the process's first `PartialState` for the time-out to count.
+    gives up after 10 minutes. For a training `TrainingArguments` has made it, with its own `ddp_timeout`.
 
     Raises:
         ValueError: If several processes were launched that do not know of each other.
@@ -113,32 +113,25 @@ def launch_state() -> PartialState:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    share_cpus()
     # `Accelerator` reads this variable, `PartialState` does not
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=datetime.timedelta(days=7))
+    on_cpus = parse_flag_from_env("ACCELERATE_USE_CPU") or runs_on_cpus()
+    state = PartialState(cpu=on_cpus, timeout=datetime.timedelta(days=7))
     check_launch(state)
     return state
 
 
-def share_cpus() -> None:
-    """Tell accelerate that the processes of this launch belong together, if they have no accelerator to tell by.
+def runs_on_cpus() -> bool:
+    """Whether several processes were launched on a machine without an accelerator.
 
-    `accelerate launch` does not hand `use_cpu: true` on to several processes, and without it each of them thinks that it is the only one.
+    accelerate has to be told, or each of them takes itself for the only one: `accelerate launch` does not hand `use_cpu: true` on to several
+    processes. A training is told by its option `use_cpu`, and not by accelerate's environment variable, which would also
+    make accelerate run DDP in DeepSpeed's place without a word.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "ACCELERATE_USE_CPU" not in os.environ:
-        import torch
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    import torch
 
-        if not torch.accelerator.is_available():
-            os.environ["ACCELERATE_USE_CPU"] = "true"
-
-
-def let_deepspeed_shard_on_cpus() -> None:
-    """Keep accelerate from running DDP in DeepSpeed's place, without a word, on processes that have no accelerator.
-
-    To be called when they know of each other: from then on it takes `ACCELERATE_USE_CPU` for a wish to leave DeepSpeed out.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        os.environ.pop("ACCELERATE_USE_CPU", None)
+    return not torch.accelerator.is_available()
 
 
 def check_launch(state: PartialState) -> None:

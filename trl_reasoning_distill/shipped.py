@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from trl_reasoning_distill.config_files import read_config
 
 _PACKAGE = Path(__file__).resolve().parent
 _TEXT = (".yaml", ".md", ".jinja", ".sbatch", ".sh")
@@ -36,7 +36,7 @@ def shipped_recipes() -> list[ShippedRecipe]:
     """The recipes that come with the package, by name."""
     found = []
     for path in sorted(shipped_folder("recipes").glob(f"*/{RECIPE_NAME}")):
-        summary = str(yaml.safe_load(path.read_text(encoding="utf-8")).get("summary", ""))
+        summary = str(read_config(path).get("summary", ""))
         found.append(ShippedRecipe(path.parent.name, summary, path.parent))
     return found
 

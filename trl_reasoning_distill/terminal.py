@@ -1,17 +1,35 @@
-"""What a terminal is shown: colour where it takes it, and nothing that it would obey."""
+"""What a terminal is shown: colour where it takes it, tables that fit, and nothing that it would obey.
+
+Text that comes from data, models or servers goes through `printable`, which `text`, `table` and `show` do by themselves.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 BOLD, DIM, RED, GREEN, YELLOW, MAGENTA, CYAN = "1", "2", "31", "32", "33", "35", "36"
+_NO_TERMINAL = 10_000
+"""Columns of a file or a pipe, where nothing needs to fit."""
 
 
 def takes_colour() -> bool:
-    """Whether the standard output is a terminal whose user has not said `NO_COLOR` (https://no-color.org)."""
+    """Whether the standard output is a terminal whose user has not set `NO_COLOR` (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def paint(text: str, style: str, colour: bool) -> str:
@@ -23,7 +41,53 @@ def printable(text: str) -> str:
     """A text without what could move the cursor, rename the window or turn the writing round."""
     text = text.replace("\r\n", "\n").expandtabs(4)
     return re.sub(
-        r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
+        r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]",
         "\N{REPLACEMENT CHARACTER}",
         text,
     )
+
+
+def text(content: str, style: str = "") -> Text:
+    """A text for `show` and `table`, in a style of rich such as `"bold red"`; nothing in it is markup."""
+    from rich.text import Text
+
+    return Text(printable(content), style)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for position, name in enumerate(header):
+        made.add_column(text(name), justify="right" if position else "left", no_wrap=not position)
+    for row in rows:
+        made.add_row(*map(text, row))
+    return made
+
+
+def show(*parts: RenderableType, file: IO[str] | None = None, columns: int | None = None) -> None:
+    """Print texts and tables, one below the other; a plain string is made printable.
+
+    Args:
+        parts: What to print.
+        file: Where; the standard output if `None`.
+        columns: To wrap at, instead of the terminal's own; nothing is wrapped in a file or a pipe.
+    """
+    from rich.console import Console
+
+    out = file or sys.stdout
+    on_terminal = out is sys.stdout and sys.stdout.isatty()
+    console = Console(
+        file=out,
+        width=columns or (width() if on_terminal else _NO_TERMINAL),
+        force_terminal=on_terminal,
+        no_color=not takes_colour(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for part in parts:
+        console.print(
+            text(part) if isinstance(part, str) else part, soft_wrap=columns is None and isinstance(part, str)
+        )

@@ -46,12 +46,12 @@ def _stages(folder: Path, models: Path) -> dict[str, Stage]:
         "--bf16 false --use_cpu true --gradient_checkpointing false --disable_tqdm true"
     )
     options = {
-        "generate": f"--model {teacher} {answering} --max_new_tokens 96 --limit 8 --num_samples 2 --temperature 1 --max_batch_size 4",
+        "generate": f"--teacher {teacher} {answering} --max_new_tokens 96 --limit 8 --num_samples 2 --temperature 1 --max_batch_size 4",
         "verify": f"--traces {folder / 'generate' / OUTPUT}",
-        "capture": f"--model {teacher} --dataset {verified} --top_k 10 --unit_rows 1",
+        "capture": f"--teacher {teacher} --dataset {verified} --store_top_k 10 --unit_rows 1",
         "sft": f"{training} --use_kl_regularization true --kl_target 0.05",
-        "distill": f"{training} --teacher_logits {folder / 'capture' / OUTPUT} --top_k 10 --kd_warmup_steps 4",
-        "gkd": f"{training} --teacher_model_name_or_path {teacher} --top_k 10 --lmbda 0.5 --max_new_tokens 8",
+        "distill": f"{training} --teacher_logits {folder / 'capture' / OUTPUT} --kd_top_k 10 --kd_warmup_steps 4",
+        "gkd": f"{training} --teacher {teacher} --kd_top_k 10 --lmbda 0.5 --max_new_tokens 8",
         "evaluate": f"--models student={student} teacher={teacher} {answering} --max_new_tokens 48 --split test --limit 4 --max_batch_size 2",
     }
     return {name: Stage(name, tuple(words.split())) for name, words in options.items()}

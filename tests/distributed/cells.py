@@ -154,10 +154,17 @@ def make_trainer(cell: Cell, material: Path, output: Path, expect: str, batch: i
     classes: Any = (ReasoningSFTTrainer, ReasoningSFTConfig)
     if cell.trainer == "kd":
         classes, rows = (TopKDistillTrainer, TopKDistillConfig), {}
-        options |= {"teacher_logits": str(material / "store"), "top_k": 6, "kd_warmup_steps": 2}
+        options |= {"teacher_logits": str(material / "store"), "kd_top_k": 6, "kd_warmup_steps": 2}
     elif cell.trainer == "gkd":
         classes = (TopKGKDTrainer, TopKGKDConfig)
-        options |= {"top_k": 6, "kd_temperature": 2.0, "beta": 0.0, "lmbda": 0.0, "max_new_tokens": 8, "max_steps": 2}
+        options |= {
+            "kd_top_k": 6,
+            "kd_temperature": 2.0,
+            "beta": 0.0,
+            "lmbda": 0.0,
+            "max_new_tokens": 8,
+            "max_steps": 2,
+        }
     options |= cell.options
     if "teacher_model_name_or_path" in options:
         options["teacher_model_name_or_path"] = str(material / options["teacher_model_name_or_path"])

@@ -24,7 +24,18 @@ pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore:.*has 
 
 
 def arguments(model: Path, dataset: Path, output: Path, unit_rows: int) -> list[str]:
-    words = ["--model", model, "--dataset", dataset, "--output_dir", output, "--top_k", 10, "--unit_rows", unit_rows]
+    words = [
+        "--teacher",
+        model,
+        "--dataset",
+        dataset,
+        "--output_dir",
+        output,
+        "--store_top_k",
+        10,
+        "--unit_rows",
+        unit_rows,
+    ]
     return [str(word) for word in words]
 
 

@@ -61,12 +61,12 @@ def stages(folder: Path, models: Path, rows: Path, processes: int) -> list[Stage
     student, teacher = str(models / "student"), str(models / "teacher")
     asked = ["--source", "synthetic_arithmetic", "--limit", "9", "--max_new_tokens", "48"]
     lines = {
-        "generate": ["--model", teacher, *asked, "--split", "train", "--num_samples", "2", "--temperature", "1"],
+        "generate": ["--teacher", teacher, *asked, "--split", "train", "--num_samples", "2", "--temperature", "1"],
         "evaluate": ["--models", f"base={student}", f"teacher={teacher}", *asked, "--split", "test"],
-        "capture": ["--model", teacher, "--dataset", str(rows), "--top_k", "10", "--unit_rows", "3"],
+        "capture": ["--teacher", teacher, "--dataset", str(rows), "--store_top_k", "10", "--unit_rows", "3"],
         "sft": training(models, rows, processes),
-        "distill": training(models, rows, processes, teacher_logits=folder / "capture", top_k=8),
-        "gkd": training(models, rows, processes, teacher_model_name_or_path=teacher, lmbda=0.5, max_new_tokens=12),
+        "distill": training(models, rows, processes, teacher_logits=folder / "capture", kd_top_k=8),
+        "gkd": training(models, rows, processes, teacher=teacher, lmbda=0.5, max_new_tokens=12),
     }
     return [(stage, [*words, "--output_dir", str(folder / stage)]) for stage, words in lines.items()]
 

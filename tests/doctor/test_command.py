@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_reasoning_distill import cli
 from trl_reasoning_distill.data.files import write_jsonl
+from trl_reasoning_distill.data.manifest import StageRun
 from trl_reasoning_distill.doctor.command import main
-from trl_reasoning_distill.doctor.facts import Resources, read_facts
 from trl_reasoning_distill.doctor.hazards import check_template
-from trl_reasoning_distill.doctor.plan import count_rows
+from trl_reasoning_distill.doctor.stages import ExaminedStage, Resources, count_rows
 from trl_reasoning_distill.pipeline import read_recipe
 from trl_reasoning_distill.shipped import copy_recipe
 
@@ -70,18 +70,20 @@ def test_rows_that_exist_are_counted_and_read(recipe: Path, capsys: pytest.Captu
         {"prompt": [{"role": "user", "content": "1 + 1 ?"}], "completion": [{"role": "assistant", "content": "2 " * n}]}
         for n in [3] * 8 + [400] * 2
     ]
-    (recipe.parent / "runs/mine/verify").mkdir(parents=True)
-    write_jsonl(recipe.parent / "runs/mine/verify/train.jsonl", rows)
+    with StageRun("verify", recipe.parent / "runs/mine/verify", {}) as run:
+        write_jsonl(run.output_dir / "train.jsonl", rows)
+        run.finish({}, "")
     code, found = examine(recipe, capsys)
     assert code == 0
-    assert found["stages"]["sft"]["rows"] == 10
+    assert found["stages"]["sft"]["rows"] == 8, "those that are trained on"
     assert not found["stages"]["sft"]["is_assumed"]
-    assert "sft: 2 of the first 10 rows are longer than max_length=256" in messages(found, "yellow")
+    assert "sft: 2 of 10 rows are longer than max_length, and would be left out" in messages(found, "yellow")
 
 
 def test_rows_are_followed_from_the_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    rows = count_rows([read_facts(item) for item in read_recipe(Path("recipes/gsm8k_topk"))])
+    stages = [ExaminedStage(item, Path("runs/gsm8k_topk")) for item in read_recipe(Path("recipes/gsm8k_topk"))]
+    rows = count_rows(stages, {})
     assert {rows[name] for name in ("data", "generate", "verify", "sft", "capture", "distill")} == {7473}
     assert rows["evaluate"] is None
 
@@ -99,7 +101,7 @@ def test_every_sickness_is_seen(recipe: Path, capsys: pytest.CaptureFixture[str]
     assert code == 1
     red, yellow = messages(found, "red"), messages(found, "yellow")
     assert "evaluate: tests on gsm8k, split 'test': the very problems that are trained on" in red
-    assert "sft: eval_strategy is epoch, but there are no evaluation rows" in red
+    assert "sft: eval_strategy=epoch without evaluation rows: give eval_share or eval_path" in red
     assert "sft: the chat template drops or doubles <think>" in red
     assert "distill: the SFT control differs in num_train_epochs" in yellow
     assert "trust_remote_code is on" in yellow
@@ -126,7 +128,7 @@ def test_an_unknown_option_is_red_and_a_model_that_cannot_be_had_is_yellow(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(recipe, "sft", learning_rat=1e-4)
-    change(recipe, "generate", model="nobody/has-this-model")
+    change(recipe, "generate", teacher="nobody/has-this-model")
     code, found = examine(recipe, capsys)
     assert code == 1
     assert "Did you mean 'learning_rate'?" in messages(found, "red")
@@ -158,9 +160,10 @@ def test_a_teacher_on_a_server_needs_no_memory_here_and_its_missing_key_is_yello
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
-    server = {"model": "big", "engine": "openai", "base_url": "http://there/v1", "api_key_env": "MY_KEY"}
-    change(recipe, "generate", **server)
-    change(recipe, "capture", **server, tokenizer="mine/models/teacher", temperatures=[1.0])
+    options = {"engine": "openai", "base_url": "http://there/v1", "api_key_env": "MY_KEY"}
+    server = {"model": "big", **options}
+    change(recipe, "generate", teacher="big", **options)
+    change(recipe, "capture", teacher="big", **options, teacher_tokenizer="mine/models/teacher", temperatures=[1.0])
     models = yaml.safe_load((recipe / "evaluate.yaml").read_text())["models"]
     change(recipe, "evaluate", models=models | {"teacher": server})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # the client need not be installed here
@@ -169,7 +172,7 @@ def test_a_teacher_on_a_server_needs_no_memory_here_and_its_missing_key_is_yello
     assert found["stages"]["capture"]["memory"] is None
     assert found["stages"]["capture"]["disk"] > 0
     assert found["stages"]["evaluate"]["memory"] is not None, "the other models are loaded"
-    for stage, role in (("generate", "model"), ("capture", "model"), ("evaluate", "teacher")):
+    for stage, role in (("generate", "teacher"), ("capture", "teacher"), ("evaluate", "teacher")):
         assert f"{stage}: {role} is big at http://there/v1" in messages(found, "green")
         assert f"{stage}: $MY_KEY is not set" in messages(found, "yellow")
     monkeypatch.setenv("MY_KEY", "k")
@@ -194,12 +197,12 @@ def test_a_preset_is_an_adapter_and_a_live_teacher_takes_memory(recipe: Path, ca
     adapter = examine(recipe, capsys)[1]["stages"]["sft"]["memory"]
     assert 0 < adapter["optimizer"] < whole["optimizer"] / 5
     copy_recipe("quickstart_gkd", Path("live"))
-    names = {"model_name_or_path": "mine/models/student", "teacher_model_name_or_path": "mine/models/teacher"}
+    names = {"model_name_or_path": "mine/models/student", "teacher": "mine/models/teacher"}
     change(Path("live"), "gkd", **names)
     teacher = AutoModelForCausalLM.from_pretrained("mine/models/teacher")
     plan = examine(Path("live"), capsys)[1]["stages"]["gkd"]["memory"]
     assert plan["other_model"] == 4 * sum(parameter.numel() for parameter in teacher.parameters())
-    change(Path("live"), "gkd", teacher_server_url="http://there/v1")
+    change(Path("live"), "gkd", teacher_server_url="http://there/v1", kd_temperature=1.0)
     assert examine(Path("live"), capsys)[1]["stages"]["gkd"]["memory"]["other_model"] == 0
 
 
@@ -221,6 +224,8 @@ def test_real_templates_are_judged_as_the_trainer_judges_them(
     path = shared_data / "chat_templates" / f"{name}.jinja"
     change(recipe, "sft", chat_template_path=str(path), chat_template_kwargs=options or None)
     (item,) = (item for item in read_recipe(recipe) if item.name == "sft")
-    found = [finding for finding in check_template(read_facts(item), Resources()) if finding.level == "red"]
-    assert [finding.level for finding in found] == ([level] if level else [])
-    assert not level or message in found[0].message
+    found = [
+        found for found in check_template(ExaminedStage(item, Path("runs/mine")), Resources()) if found[0] == "red"
+    ]
+    assert [found_level for found_level, _ in found] == ([level] if level else [])
+    assert not level or message in found[0][1]

@@ -81,17 +81,17 @@ def walk(
         "max_new_tokens": max_new_tokens,
         "device": "cpu",
     }
-    run(generate, folder, model=teacher, **asked)
+    run(generate, folder, teacher=teacher, **asked)
     write_jsonl(folder / "traces.jsonl", (trace.to_row() for trace in all_traces(road)))
     run(verify, folder, traces=folder / "traces.jsonl", response_format=FORMAT, strategy="first")
-    run(capture, folder, model=teacher, dataset=folder / "verify", top_k=TOP_M, temperatures=(1.0, TEMPERATURE))
+    run(capture, folder, teacher=teacher, dataset=folder / "verify", store_top_k=TOP_M, temperatures=(1.0, TEMPERATURE))
     run(
         distill,
         folder,
         model_name_or_path=student,
         teacher_logits=folder / "capture",
         dtype="float32",
-        top_k=TOP_K,
+        kd_top_k=TOP_K,
         kd_temperature=TEMPERATURE,
         kd_weight=10.0,  # the texts are GSM8K's, not the teacher's: at 1 the student would follow them away from the teacher
         per_device_train_batch_size=len(problems),

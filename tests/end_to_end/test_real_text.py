@@ -125,7 +125,7 @@ def test_verdicts_equal_the_answers_of_gsm8k(road: Road, gold: Mapping[str, Deci
     answers = [(row["completion"], question[row["problem_id"]], row["status"]) for row in verdicts]
     predictions = road.rows("evaluate/predictions.jsonl")
     assert len(predictions) == 3 * len(road.problems)
-    answers += [(row["output"], question[row["problem_id"]], row["status"]) for row in predictions]
+    answers += [(row["completion"], question[row["problem_id"]], row["status"]) for row in predictions]
     for text, asked, status in answers:
         assert status == ("correct" if is_right(text, gold[asked]) else "incorrect"), text
     metrics = read_json(road.folder / "evaluate" / "metrics.json")

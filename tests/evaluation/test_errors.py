@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation.errors import ERROR_KINDS, classify_error, find_equations
 
 
@@ -91,8 +93,9 @@ def test_long_text_hangs_nothing(pattern):
     assert all(isinstance(equation.holds, bool) for equation in find_equations(text))
 
 
-def row(output: str, answer: str | None = "5", **columns: str) -> dict[str, str | None]:
-    return {"status": "incorrect", "output": output, "answer": answer, "gold": "19", "finish_reason": "stop"} | columns
+def row(completion: str, answer: str | None = "5", **columns: Any) -> Prediction:
+    given = {"status": "incorrect", "completion": completion, "extracted_answer": answer, "gold_answer": "19"} | columns
+    return Prediction(model="m", problem_id="p", **given)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +103,11 @@ def row(output: str, answer: str | None = "5", **columns: str) -> dict[str, str 
     [
         ("correct", row("19", status="correct")),
         ("undecided", row("19", status="undecided")),
+        ("undecided", row("19", status="undecided", reason="the model says: no result within 2 s")),
+        ("timed out", row("19", status="undecided", timed_out=True)),
         ("truncated", row("12+7=18 and", finish_reason="length")),
-        ("no answer", row("I do not know.", answer=None)),
-        ("no answer", row("I do not know.", answer="")),
+        ("no answer", row("I do not know.", None)),
+        ("no answer", row("I do not know.", "")),
         ("format", row("<think>12+7=19\n5")),
         ("format", row("</think><think>5")),
         ("format", row("12+7=19. It took 5 minutes.")),
@@ -126,8 +131,10 @@ def test_real_text_of_a_real_model(shared_data):
             published = json.loads(line)
             output = published["response"]
             is_right = published["published_correct"]
-            example = {"status": "correct" if is_right else "incorrect", "output": output, "gold": published["gold"]}
-            counts[classify_error(example | {"answer": output.rpartition("A: ")[2]})] += 1
+            status = "correct" if is_right else "incorrect"
+            counts[
+                classify_error(row(output, output.rpartition("A: ")[2], status=status, gold_answer=published["gold"]))
+            ] += 1
             slips_in_right_answers += is_right and any(not equation.holds for equation in find_equations(output))
     assert counts["correct"] == 2001
     assert slips_in_right_answers <= 5  # each read by hand: the slip is real, the answer came out right all the same

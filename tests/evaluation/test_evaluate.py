@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.schema import Problem, Verdict
+from trl_reasoning_distill.data.schema import Prediction, Problem, Verdict
 from trl_reasoning_distill.evaluation import evaluate
 from trl_reasoning_distill.evaluation.compare import compare_models
 from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
@@ -81,15 +81,16 @@ def test_predictions_and_metrics_hold_what_was_asked_said_and_judged(
         "sample": 0,
         "kind": "odd",
         "question": "What is 1 + 1?",
-        "gold": "2",
+        "gold_answer": "2",
         "reference_steps": None,
         "prompt": [{"role": "user", "content": "What is 1 + 1?"}],
-        "output": "<think>\n1+1=12\n</think>\n\n12",
-        "answer": "12",
+        "completion": "<think>\n1+1=12\n</think>\n\n12",
+        "extracted_answer": "12",
         "rule": found[7]["rule"],
         "status": "incorrect",
         "method": "numeric",
         "reason": found[7]["reason"],
+        "timed_out": False,
         "finish_reason": "stop",
         "num_tokens": 4,
         "prompt_tokens": 4,
@@ -119,24 +120,17 @@ def test_predictions_and_metrics_hold_what_was_asked_said_and_judged(
 
 
 def test_an_undecided_answer_is_neither_right_nor_wrong_and_is_said() -> None:
-    row = {
-        "model": "a",
-        "model_path": "m",
-        "kind": "",
-        "finish_reason": "stop",
-        "answer": "1",
-        "rule": "tag",
-        "output": "1",
-        "gold": "1",
-        "num_tokens": 1,
-        "seconds": 1.0,
-    }
     verdicts = [
-        Verdict("correct", "exact", ""),
-        Verdict("undecided", "none", "time-out"),
-        Verdict("incorrect", "exact", ""),
+        Verdict("correct", "exact", "", "1", "whole"),
+        Verdict("undecided", "none", "time-out", "1", "whole", timed_out=True),
+        Verdict("incorrect", "exact", "", "1", "whole"),
     ]
-    metrics = summarize([{**row, **verdict.to_row()} for verdict in verdicts])
+    metrics = summarize(
+        [
+            Prediction("a", f"p{i}", completion="1", gold_answer="1", num_tokens=1, seconds=1.0, **verdict.columns())
+            for i, verdict in enumerate(verdicts)
+        ]
+    )
     assert (metrics["correct"], metrics["incorrect"], metrics["undecided"]) == (1, 1, 1)
     assert (metrics["accuracy"], metrics["accuracy_decided"], metrics["undecided_rate"]) == (1 / 3, 1 / 2, 1 / 3)
     assert metrics["methods"] == {"exact": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -23,7 +24,7 @@ def evaluation(tmp_path: Path) -> Path:
         row(problem, 0, answer, question=f"What is {problem}?", prompt=[{"role": "user", "content": problem}])
         for problem, answer in (("a", "7"), ("b", "8"), ("c", "7"))
     ]
-    both = [each | {"model": name} for name in ("base", "org/model") for each in rows]
+    both = [dataclasses.replace(each, model=name).to_row() for name in ("base", "org/model") for each in rows]
     write_jsonl(tmp_path / "predictions.jsonl", both)
     write_json(tmp_path / "metrics.json", {"models": {name: summarize(rows) for name in ("base", "org/model")}})
     return tmp_path

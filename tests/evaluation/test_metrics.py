@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation.metrics import (
     ReasoningForm,
     calibration,
@@ -21,26 +23,24 @@ from trl_reasoning_distill.evaluation.metrics import (
 )
 
 
-def row(problem: str, sample: int, answer: str | None, gold: str = "7", **columns: Any) -> dict[str, Any]:
+def row(problem: str, sample: int, answer: str | None, gold: str = "7", **columns: Any) -> Prediction:
     right = answer is not None and answer.lstrip("0") == gold
-    return {
+    given: dict[str, Any] = {
         "model": "m",
         "model_path": "path",
         "problem_id": problem,
         "sample": sample,
-        "kind": "",
-        "gold": gold,
-        "output": f"<think>\nso\n</think>\n\n{answer}" if answer else "<think>\nso",
-        "answer": answer,
-        "rule": "whole",
+        "gold_answer": gold,
+        "completion": f"<think>\nso\n</think>\n\n{answer}" if answer else "<think>\nso",
+        "extracted_answer": answer,
+        "rule": "whole" if answer else "unfinished_reasoning",
         "status": "correct" if right else "incorrect",
         "method": ("exact" if answer == gold else "numeric") if right else "none",
-        "reason": "",
         "finish_reason": "stop" if answer else "length",
         "num_tokens": 5,
         "seconds": 0.5,
-        "mean_log_prob": None,
-    } | columns
+    }
+    return Prediction(**given | columns)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=7), st.data())
@@ -106,7 +106,7 @@ def test_calibration_is_the_chance_that_the_right_answer_is_the_likelier_one() -
     assert found["p"] < 0.05
     assert found["mean_log_prob_right"] > found["mean_log_prob_wrong"]
     assert [bin_["accuracy"] for bin_ in found["bins"]] == [0.0] * 5 + [1.0] * 5
-    backwards = calibration([each | {"mean_log_prob": -each["mean_log_prob"]} for each in rows])
+    backwards = calibration([dataclasses.replace(each, mean_log_prob=-(each.mean_log_prob or 0.0)) for each in rows])
     assert backwards is not None
     assert backwards["auroc"] == 0.0
     all_right = calibration(rows[5:])
@@ -115,7 +115,7 @@ def test_calibration_is_the_chance_that_the_right_answer_is_the_likelier_one() -
 
 
 def test_a_time_out_is_counted_by_itself() -> None:
-    late = row("a", 0, "7", status="undecided", method="none", reason="no result within 2 s")
+    late = row("a", 0, "7", status="undecided", method="none", timed_out=True)
     crash = row("b", 0, "7", status="undecided", method="none", reason="the worker died")
     metrics = summarize([late, crash, row("c", 0, "7")])
     assert (metrics["undecided"], metrics["timed_out"]) == (2, 1)

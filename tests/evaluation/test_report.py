@@ -17,6 +17,7 @@ pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
 from trl_reasoning_distill.data.files import write_json, write_jsonl
 from trl_reasoning_distill.data.manifest import StageRun
+from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation import findings
 from trl_reasoning_distill.evaluation.compare import Comparison, compare_models
 from trl_reasoning_distill.evaluation.metrics import summarize
@@ -36,22 +37,24 @@ def write_report(*args: Any, **options: Any) -> Comparison:
 
 
 def prediction(model: str, problem: int, status: str, **columns: Any) -> dict[str, Any]:
-    return {
+    """A row of `predictions.jsonl`."""
+    given: dict[str, Any] = {
         "model": model,
+        "model_path": model,
         "problem_id": f"p{problem}",
         "kind": f"kind-{problem % 2}",
         "question": f"What is {problem} + 1?",
-        "gold": str(problem + 1),
-        "output": f"<think>\n{problem} + 1 = {problem + 1}\n</think>\n\n{problem + 1}",
-        "answer": str(problem + 1),
-        "rule": "after_think",
+        "gold_answer": str(problem + 1),
+        "completion": f"<think>\n{problem} + 1 = {problem + 1}\n</think>\n\n{problem + 1}",
+        "extracted_answer": str(problem + 1),
+        "rule": "whole",
         "status": status,
         "method": "numeric",
         "reason": "equal",
-        "finish_reason": "stop",
         "num_tokens": 20,
         "seconds": 0.5,
-    } | columns
+    }
+    return Prediction(**given | columns).to_row()
 
 
 def predictions(right: dict[str, int], n: int = 60) -> list[dict[str, Any]]:
@@ -95,7 +98,7 @@ def run(tmp_path: Path) -> Path:
         rows = predictions({"base": 6, "sft": 24, "distilled": 45, "teacher": 57})
         write_jsonl(tmp_path / "evaluate" / "predictions.jsonl", rows)
         models = {
-            name: [row | {"model_path": name} for row in rows if row["model"] == name] for name in ("sft", "distilled")
+            name: [Prediction.from_row(row) for row in rows if row["model"] == name] for name in ("sft", "distilled")
         }
         write_json(
             tmp_path / "evaluate" / "metrics.json", {"models": {name: summarize(own) for name, own in models.items()}}
@@ -237,10 +240,10 @@ def test_hostile_text_stays_text(tmp_path):
             model,
             problem,
             status,
-            output=HOSTILE,
+            completion=HOSTILE,
             question=HOSTILE,
-            gold=HOSTILE,
-            answer=HOSTILE,
+            gold_answer=HOSTILE,
+            extracted_answer=HOSTILE,
             reason=HOSTILE,
             kind=HOSTILE + str(problem),
         )
@@ -261,7 +264,7 @@ def test_hostile_text_stays_text(tmp_path):
 
 
 def test_very_long_text_is_cut_and_says_so(tmp_path):
-    write_jsonl(tmp_path / "predictions.jsonl", [prediction("sft", 0, "correct", output="a" * 20_000)])
+    write_jsonl(tmp_path / "predictions.jsonl", [prediction("sft", 0, "correct", completion="a" * 20_000)])
     write_report(tmp_path, tmp_path / "report")
     text = (tmp_path / "report" / "report.html").read_text()
     assert "12,000 more characters" in text

@@ -49,7 +49,13 @@ def test_reports_are_drawn_without_a_word_on_the_console(chromium: str, tmp_path
     hostile = HOSTILE.replace("\ud800", "")  # half of a surrogate pair, which no file in UTF-8 can hold
     rows = [
         prediction(
-            model, problem, status, output=hostile, question=hostile, answer=hostile, kind=hostile + str(problem)
+            model,
+            problem,
+            status,
+            completion=hostile,
+            question=hostile,
+            extracted_answer=hostile,
+            kind=hostile + str(problem),
         )
         for model, status in (("sft", "incorrect"), ("distilled", "correct"))
         for problem in range(4)

@@ -21,7 +21,7 @@ def reply(text: str, gold: str | None = None, name: str = "student", reason: str
 
 def test_thought_answer_and_verdict_are_told_apart() -> None:
     right = reply("<think>\n12+7=19.\n</think>\n\n19", gold="19")
-    assert (right.reasoning, right.text, right.answer) == ("12+7=19.", "19", "19")
+    assert (right.reasoning, right.text, right.extracted_answer) == ("12+7=19.", "19", "19")
     assert right.verdict is not None
     assert right.verdict.status == "correct"
     shown = render([right], width=60, color=True)

@@ -69,32 +69,25 @@ RULES = {
             "hub",
             "processes",
             "terminal",
+            "config_files",
         )
     ),
     "processes": Rule(internal=(), only=frozenset({"accelerate", "torch"})),
     "hub": Rule(internal=(), only=frozenset({"transformers"})),
     "extras": Rule(internal=(), only=frozenset()),
     "options": Rule(internal=(), only=frozenset()),
-    "terminal": Rule(internal=(), only=frozenset()),
+    "terminal": Rule(internal=(), only=frozenset({"rich"})),
     "doctor": Rule(
-        internal=(
-            "scripts",
-            "pipeline",
-            "data",
-            "hub",
-            "teacher.store.vocabulary",
-            "teacher.sampling",
-            "losses",
-            "terminal",
-        ),
+        internal=("scripts", "pipeline", "processes", "data", "hub", "teacher.store.vocabulary", "losses", "terminal"),
         banned=TRL,
     ),
-    "shipped": Rule(internal=(), only=frozenset({"yaml"})),
+    "config_files": Rule(internal=(), only=frozenset({"ruamel"})),
+    "shipped": Rule(internal=("config_files",), only=frozenset()),
     "launch": Rule(
-        internal=("scripts", "shipped", "processes"), banned=HEAVY - {"torch"}
+        internal=("scripts", "shipped", "processes", "config_files"), banned=HEAVY - {"torch"}
     ),  # only in the launcher's own process
-    "pipeline": Rule(internal=("scripts", "launch", "data", "shipped"), banned=HEAVY),
-    "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped", "doctor.command"), banned=HEAVY),
+    "pipeline": Rule(internal=("scripts", "launch", "data", "shipped", "config_files"), banned=HEAVY),
+    "cli": Rule(internal=("scripts", "launch", "pipeline", "shipped", "doctor.command", "terminal"), banned=HEAVY),
 }
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trl_reasoning_distill import launch
 from trl_reasoning_distill.doctor.command import make_parser
-from trl_reasoning_distill.scripts import STAGES, options
-from trl_reasoning_distill.scripts.stage import check_known
+from trl_reasoning_distill.scripts import STAGES, source
+from trl_reasoning_distill.scripts.command import check_known
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTS = ("trl-distill ", "accelerate launch ", "python benchmarks/", "sbatch ", "make ")
@@ -47,10 +46,10 @@ def check(words: list[str]) -> None:
         assert len(words) == 1 or f"\n{words[1]}:" in targets, words
         return
     if words[0] == "python":
-        source = Path(words[1]).read_text(encoding="utf-8") + (REPOSITORY / "benchmarks/harness.py").read_text()
+        text = Path(words[1]).read_text(encoding="utf-8") + (REPOSITORY / "benchmarks/harness.py").read_text()
         for word in words[2:]:
             name = word.removeprefix("--").partition("=")[0]
-            assert not word.startswith("--") or f'"--{name}"' in source or f'"{name}":' in source, words
+            assert not word.startswith("--") or f'"--{name}"' in text or f'"{name}":' in text, words
         return
     if words[0] in ("accelerate", "sbatch"):
         script = next(word for word in words if word.startswith("recipes/"))
@@ -67,8 +66,8 @@ def check(words: list[str]) -> None:
         assert name in OTHER or name.startswith("-"), words
         return
     known = [
-        *options.known_flags(options.read_options(launch.script_path(name))),
-        *options.launcher_flags(),
+        *source.known_flags(source.read_options(source.script_path(name))),
+        *source.launcher_flags(),
         "--accelerate_config",
         "--help",
     ]

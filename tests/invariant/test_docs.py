@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from trl_reasoning_distill.scripts import STAGES
 
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 FOLDERS = ("docs", "recipes")
@@ -39,6 +42,19 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("[here](docs/a.md#part) [there](https://example.org) [lost](docs/b.md)")
     (tmp_path / "docs" / "a.md").write_text("[back](../README.md) ![none](c.png)")
     assert broken_links(tmp_path) == ["README.md: docs/b.md", "docs/a.md: c.png"]
+
+
+def test_the_tables_of_options_are_those_of_the_source(repository: Path) -> None:
+    spec = importlib.util.spec_from_file_location("option_tables", repository / "docs" / "option_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    for stage in STAGES:
+        page = tables.PAGES / f"{stage}.md"
+        text = page.read_text(encoding="utf-8")
+        assert text.count(tables.MARK) == 1, f"{page} has no `{tables.MARK}`"
+        assert text == tables.updated(page), f"{page} is not up to date: run `make fmt`"
 
 
 def unknown_names(root: Path) -> list[str]:

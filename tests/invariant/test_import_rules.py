@@ -40,7 +40,7 @@ def test_data_and_verification_load_nothing_heavy(package: Path) -> None:
 
 
 def test_the_command_line_loads_nothing_heavy(package: Path) -> None:
-    light = ["cli", "pipeline", "launch", "extras", "scripts.stage", "scripts.options"]
+    light = ["cli", "pipeline", "launch", "extras", "options", "config_files", "scripts.stage", "scripts.source"]
     assert not loaded_by([f"{PACKAGE}.{name}" for name in light], package.parent) & (
         HEAVY | {"accelerate", "datasets", "numpy"}
     )

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from trl_reasoning_distill import launch, pipeline
+from trl_reasoning_distill.config_files import read_config
 from trl_reasoning_distill.data.files import read_jsonl, write_json
-from trl_reasoning_distill.scripts.stage import read_config
 
 Overrides = Mapping[str, Mapping[str, Any]]
 

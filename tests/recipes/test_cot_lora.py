@@ -49,7 +49,7 @@ def test_wrong_answers_are_left_out_and_questions_without_an_answer_are_kept(fin
     assert any(row["answer"] is None for row in kept.values())
     for problem_id in kept:
         verdict = verdicts[problem_id]
-        assert verdict["status"] == ("undecided" if verdict["answer"] is None else "correct")
+        assert verdict["status"] == ("undecided" if verdict["gold_answer"] is None else "correct")
 
 
 def test_the_student_is_an_adapter_of_rank_8_and_its_answers_are_counted(finished: FinishedRecipe) -> None:

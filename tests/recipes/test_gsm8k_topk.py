@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.recipes.running import TRAINING, WAYS, FinishedRecipe, copy_recipe
+from trl_reasoning_distill.config_files import read_config
 from trl_reasoning_distill.data.files import read_json, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.sources import load_problems
-from trl_reasoning_distill.scripts.stage import read_config
 from trl_reasoning_distill.teacher.store import TopKStore
 
 STAGES = ("data", "generate", "verify", "sft", "sft_control", "capture", "distill", "evaluate", "report")

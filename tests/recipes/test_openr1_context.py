@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.recipes.running import TRAINING, WAYS, FinishedRecipe, copy_recipe
+from trl_reasoning_distill.config_files import read_config
 from trl_reasoning_distill.data.files import read_json, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
 from trl_reasoning_distill.data.sources import load_problems
-from trl_reasoning_distill.scripts.stage import read_config
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -34,14 +34,14 @@ def finished(
     training = TRAINING | {
         "dataset_name": None,
         "dataset_path": "rows.jsonl",
-        "max_samples": None,
+        "limit": None,
         "model_name_or_path": student,
     }
     recipe = repository / "recipes" / "openr1_context"
     models = read_config(recipe / "evaluate.yaml")["models"] | {"base": student, "teacher": teacher}
     overrides = {
         "sft": training,
-        "gkd": training | {"teacher_model_name_or_path": teacher, "teacher_model_init_kwargs": {"dtype": "float32"}, "top_k": 10},
+        "gkd": training | {"teacher": teacher, "teacher_model_init_kwargs": {"dtype": "float32"}, "kd_top_k": 10},
         "evaluate": {"models": models, "source": "synthetic_arithmetic", "limit": 4, "max_new_tokens": 64, "system_prompt": ""},
         "report": {"resamples": 200},
     }  # fmt: skip

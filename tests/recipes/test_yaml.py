@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from trl_reasoning_distill import launch, pipeline
+from trl_reasoning_distill.config_files import read_config
 from trl_reasoning_distill.pipeline import read_recipe
-from trl_reasoning_distill.scripts.stage import parse_stage, read_config
+from trl_reasoning_distill.scripts.stage import parse_stage
 from trl_reasoning_distill.shipped import RECIPE_NAME
 
 REPOSITORY = Path(__file__).resolve().parents[2]

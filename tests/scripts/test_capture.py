@@ -33,15 +33,24 @@ def dataset(tmp_path) -> Path:
 
 
 def run(dataset: Path, output: Path, *options: str) -> TopKStore:
-    capture(["--dataset", str(dataset), "--output_dir", str(output), "--top_k", "8", *options])
+    capture(["--dataset", str(dataset), "--output_dir", str(output), "--store_top_k", "8", *options])
     return TopKStore.open(output)
 
 
 def test_server_store_holds_what_the_teachers_own_holds(teacher, dataset, tmp_path, capsys):
     """The same ids and log-probs as in this process, at T = 1; the server may move between two goes."""
-    own = run(dataset, tmp_path / "own", "--model", str(teacher))
+    own = run(dataset, tmp_path / "own", "--teacher", str(teacher))
     assert own.temperatures == (1.0, 2.0)
-    options = ["--model", MODEL_NAME, "--engine", "openai", "--tokenizer", str(teacher), "--encoding", "lossless"]
+    options = [
+        "--teacher",
+        MODEL_NAME,
+        "--engine",
+        "openai",
+        "--teacher_tokenizer",
+        str(teacher),
+        "--encoding",
+        "lossless",
+    ]
     for _ in range(2):  # the second go finds all done, at another address
         with prompt_server(make_model(), make_tokenizer()) as server:
             told = run(dataset, tmp_path / "told", *options, "--base_url", server.url)
@@ -64,11 +73,11 @@ def test_audit_of_a_server_store_asks_the_server_or_the_model(teacher, dataset, 
         run(
             dataset,
             tmp_path / "told",
-            "--model",
+            "--teacher",
             MODEL_NAME,
             "--engine",
             "openai",
-            "--tokenizer",
+            "--teacher_tokenizer",
             str(teacher),
             *address,
         )
@@ -82,25 +91,34 @@ def test_audit_of_a_server_store_asks_the_server_or_the_model(teacher, dataset, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "tgi"], "engine='tgi': choose one of transformers, openai"),
+        (["--engine", "tgi"], "--engine: invalid choice: 'tgi' (choose from 'transformers', 'openai')"),
         (["--base_url", "http://x"], "base_url='http://x' means nothing to the 'transformers' engine"),
         (["--engine", "openai", "--quantization", "4bit"], "quantization='4bit' means nothing to the 'openai' engine"),
     ],
 )
 def test_options_of_another_engine_are_refused(dataset, tmp_path, options, message, capsys):
     with pytest.raises(SystemExit):
-        run(dataset, tmp_path / "out", "--model", "m", *options)
+        run(dataset, tmp_path / "out", "--teacher", "m", *options)
     assert message in capsys.readouterr().err
 
 
 def test_server_is_not_asked_for_what_it_cannot_tell(teacher, dataset, tmp_path, capsys):
     with prompt_server(make_model(), make_tokenizer()) as server:
-        options = ["--model", MODEL_NAME, "--engine", "openai", "--tokenizer", str(teacher), "--base_url", server.url]
+        options = [
+            "--teacher",
+            MODEL_NAME,
+            "--engine",
+            "openai",
+            "--teacher_tokenizer",
+            str(teacher),
+            "--base_url",
+            server.url,
+        ]
         with pytest.raises(SystemExit):
             run(dataset, tmp_path / "out", *options, "--temperatures", "1", "2")
         assert "a server tells log-probabilities at T = 1 only" in capsys.readouterr().err
         with pytest.raises(SystemExit):
-            run(dataset, tmp_path / "other", *options, "--top_k", "25")
+            run(dataset, tmp_path / "other", *options, "--store_top_k", "25")
         said = capsys.readouterr().err
         assert f"{server.url} gives 20 log-probabilities per token, top_k = 25" in said
         assert "--max-logprobs 25" in said

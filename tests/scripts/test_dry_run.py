@@ -106,11 +106,11 @@ def test_distill_finds_its_rows_in_the_store_and_gkd_reads_them_with_its_teacher
     options = {"model_name_or_path": str(student), "lora_preset": "cot_lora", "max_steps": 7, **TRAINING}
     learnt = sum(len(supervised(row)) for row in tokens)
     examples = [tokenizer.decode(supervised(row)) for row in tokens[:2]]
-    text = dry_run(distill, teacher_logits=str(store), top_k=4, gradient_accumulation_steps=3, **options)
+    text = dry_run(distill, teacher_logits=str(store), kd_top_k=4, gradient_accumulation_steps=3, **options)
     assert f"{learnt:,} supervised" in text
     assert "7 steps of 6 rows (2 per device × 1 process × 3 accumulated)" in text
     assert marked(text) == examples
-    teacher = {"teacher_model_name_or_path": str(student), "teacher_context": "few_shot"}
+    teacher = {"teacher": str(student), "teacher_context": "few_shot"}
     text = dry_run(gkd, dataset_path=str(rows), **teacher, **options)
     assert "rows that the teacher cannot read: 0 with other tokens behind its prompt, 0 too long" in text
     assert marked(text) == examples
@@ -125,7 +125,7 @@ def test_many_rows_are_judged_by_a_sample(
     assert "judged by 4 rows, each for 2.0" in text
     assert "about 8 rows" in text
     assert "4 steps of 2 rows" in text
-    assert "judged" not in dry_run(sft, max_samples=3, **options)
+    assert "judged by" not in dry_run(sft, limit=3, **options)
 
 
 PROBLEMS = [{"id": f"p{n}", "question": f"{n}+{n}?", "answer": str(2 * n), "source": "mine"} for n in range(4)]
@@ -133,7 +133,7 @@ PROBLEMS = [{"id": f"p{n}", "question": f"{n}+{n}?", "answer": str(2 * n), "sour
 
 def trace(problem: str, sample: int, completion: str, **changes: Any) -> dict[str, Any]:
     row = {
-        "problem_id": problem, "sample": sample, "question": f"{problem}?", "answer": "4", "finish_reason": "stop", "num_tokens": 9,
+        "problem_id": problem, "sample": sample, "question": f"{problem}?", "gold_answer": "4", "finish_reason": "stop", "num_tokens": 9,
         "completion": f"<think>\nby {sample}\n</think>\n\n{completion}", "model": "m", "seed": sample,
     }  # fmt: skip
     return row | changes
@@ -143,7 +143,7 @@ TRACES = [
     trace("p", 0, "5"),
     trace("p", 1, "4"),
     trace("q", 0, "4", finish_reason="length"),
-    trace("r", 0, "?", answer=None),
+    trace("r", 0, "?", gold_answer=None),
 ]
 
 
@@ -159,7 +159,7 @@ def test_data_shows_what_is_left_out_and_two_rows(dry_run: Callable[..., str], t
 
 def test_generate_shows_whole_prompts_with_roles(dry_run: Callable[..., str], student: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in" / "problems.jsonl", PROBLEMS)
-    options = {"model": str(student), "source": str(tmp_path / "in" / "problems.jsonl"), "max_new_tokens": 250}
+    options = {"teacher": str(student), "source": str(tmp_path / "in" / "problems.jsonl"), "max_new_tokens": 250}
     text = dry_run(generate, num_samples=3, temperature=1.0, system_prompt="Be brief.", **options)
     assert "asked for 3 samples for each of 4 problems, and write at most 3,000 tokens" in text
     system = "Be brief."
@@ -210,7 +210,7 @@ def test_capture_and_align_mark_the_positions_that_get_a_record(
     tokenizer, tokens = tokenized(student, tiny.make_rows(8))
     limit = max(len(row.input_ids) for row in tokens) - 1
     kept = [row for row in tokens if len(row.input_ids) <= limit]
-    text = dry_run(capture, model=str(student), dataset=str(rows), max_length=limit, top_k=4)
+    text = dry_run(capture, teacher=str(student), dataset=str(rows), max_length=limit, store_top_k=4)
     read, records = sum(len(row.input_ids) for row in kept), sum(len(supervised(row)) for row in kept)
     assert f"would read {len(kept)} of 8 rows, {read:,} tokens, and leave {records:,} records" in text
     assert f"left out: {8 - len(kept)} too long" in text
@@ -223,7 +223,7 @@ def test_capture_and_align_mark_the_positions_that_get_a_record(
 
 
 def test_capture_shows_what_the_teacher_reads_more(dry_run: Callable[..., str], student: Path, rows: Path) -> None:
-    text = dry_run(capture, model=str(student), dataset=str(rows), teacher_context="system", teacher_context_system="Be exact.")  # fmt: skip
+    text = dry_run(capture, teacher=str(student), dataset=str(rows), teacher_context="system", teacher_context_system="Be exact.")  # fmt: skip
     assert text.count("system\nBe exact.<|im_end|>") == 2
     tokenizer, tokens = tokenized(student, tiny.make_rows(2))
     assert marked(text) == [tokenizer.decode(supervised(row)) for row in tokens]

@@ -6,19 +6,18 @@ import importlib
 
 import pytest
 
-from trl_reasoning_distill.launch import script_path
 from trl_reasoning_distill.scripts import STAGES, chat, evaluate
-from trl_reasoning_distill.scripts.options import read_options
+from trl_reasoning_distill.scripts.source import read_options, script_path
 from trl_reasoning_distill.scripts.stage import parse_stage
 
 TRAINING = ["--model_name_or_path", "some/model", "--use_cpu", "true", "--bf16", "false"]
 WORDS = {
-    "generate": ["--model", "some/model", "--source", "s"],
+    "generate": ["--teacher", "some/model", "--source", "s"],
     "sft": TRAINING,
-    "capture": ["--model", "some/model", "--dataset", "d"],
+    "capture": ["--teacher", "some/model", "--dataset", "d"],
     "align": ["--student", "some/model", "--store", "s"],
     "distill": [*TRAINING, "--teacher_logits", "t"],
-    "gkd": [*TRAINING, "--teacher_model_name_or_path", "big/model"],
+    "gkd": [*TRAINING, "--teacher", "big/model"],
     "evaluate": ["--models", "base=some/model", "--source", "s"],
     "chat": ["--student", "some/model"],
     "store": ["--teacher", "some/model", "--path", "p"],

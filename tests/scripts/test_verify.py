@@ -14,7 +14,7 @@ from trl_reasoning_distill.scripts import select, verify
 
 def trace(problem: str, sample: int, final: str, **changes: Any) -> dict[str, Any]:
     row = {
-        "problem_id": problem, "sample": sample, "question": f"{problem}?", "answer": "4", "finish_reason": "stop", "num_tokens": 9,
+        "problem_id": problem, "sample": sample, "question": f"{problem}?", "gold_answer": "4", "finish_reason": "stop", "num_tokens": 9,
         "completion": f"<think>\nby {sample}\n</think>\n\n{final}", "model": "m", "seed": sample, "kind": "k", "source": "s",
     }  # fmt: skip
     return row | changes
@@ -24,7 +24,7 @@ def trace(problem: str, sample: int, final: str, **changes: Any) -> dict[str, An
 def generated(tmp_path: Path) -> Path:
     folder = tmp_path / "generate"
     rows = [trace("p", 0, "5"), trace("p", 1, "4"), trace("p", 2, "4.0"), trace("q", 0, "\\frac{8}{2}"), trace("q", 1, "4", finish_reason="length"),
-            trace("r", 0, "no idea"), trace("r", 1, "4", answer=None)]  # fmt: skip
+            trace("r", 0, "no idea"), trace("r", 1, "4", gold_answer=None)]  # fmt: skip
     with StageRun("generate", folder, {"response_format": "think"}) as run:
         write_jsonl(folder / "traces.jsonl", rows)
         run.finish({}, "")
@@ -126,8 +126,8 @@ def test_only_the_first_process_works(generated: Path, tmp_path: Path, monkeypat
     [
         (["--strategy", "best"], "there are"),
         (["--target_format", "thnk"], "Did you mean 'think'"),
-        (["--verify_timeout", "0"], "verify_timeout > 0"),
-        (["--fuzzy", "0"], "0 < fuzzy"),
+        (["--verify_timeout", "0"], "`verify_timeout=0.0`: must be a number > 0"),
+        (["--fuzzy", "0"], "`fuzzy=0.0`: must be a number > 0 and ≤ 100"),
         (["--stratgy", "first"], "Did you mean '--strategy'"),
     ],
 )

@@ -81,7 +81,7 @@ def test_traces_stand_in_order_and_carry_their_problem(tmp_path: Path) -> None:
     found = rows(tmp_path)
     assert [(row["problem_id"], row["sample"]) for row in found] == [(p.id, s) for p in given for s in range(3)]
     for row, problem in zip(found[::3], given, strict=True):
-        assert (row["question"], row["answer"], row["kind"], row["source"]) == (
+        assert (row["question"], row["gold_answer"], row["kind"], row["source"]) == (
             problem.question,
             problem.answer,
             problem.kind,

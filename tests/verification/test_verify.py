@@ -191,10 +191,17 @@ def test_a_killed_worker_is_replaced() -> None:
 
 
 def test_answer_keys_count_votes() -> None:
-    assert answer_key("#### 4") == answer_key("The answer is $4.00$") == answer_key("\\boxed{8/2}")
-    assert answer_key("#### 4") != answer_key("#### 5")
-    assert answer_key("\\boxed{\\text{Even}}") == answer_key("even")
-    assert answer_key("<think>4") is None
+    assert answer_key("4") == answer_key("$4.00$") == answer_key("8/2")
+    assert answer_key("4") != answer_key("5")
+    assert answer_key("\\text{Even}") == answer_key("even")
+
+
+def test_a_verdict_keeps_what_was_extracted_by_which_rule() -> None:
+    for gold in ("4", "5", None, "\\sqrt{16}"):
+        verdict = verify_answer("2+2 is 4.\n#### 4", gold)
+        assert (verdict.extracted, verdict.rule, verdict.timed_out) == ("4", "hash", False)
+    nothing = verify_answer("<think>4", "4")
+    assert (nothing.extracted, nothing.rule) == (None, "unfinished_reasoning")
 
 
 def test_errors_teach() -> None:

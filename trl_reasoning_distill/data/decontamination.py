@@ -19,7 +19,6 @@ import xxhash
 
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import BENCHMARKS, Refusal, SourceUnavailableError, read_source
-from trl_reasoning_distill.extras import require_extra
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: each character is a word
 _WORDS = re.compile(rf"\d+(?:[.,]\d+)*|[{_CJK}]|[^\W\d_{_CJK}]+")
@@ -182,7 +181,9 @@ class Deduplicator:
         self._near: list[_Entry] = []
         self._index: Any = None
         if threshold is not None:
-            self._sketch = require_extra("data", "datasketch")
+            import datasketch  # takes half a second, which exact comparison does not need
+
+            self._sketch = datasketch
             self._index = self._sketch.MinHashLSH(threshold=_MARGIN * threshold, num_perm=_PERMUTATIONS)
             self._permutations = self._sketch.MinHash(num_perm=_PERMUTATIONS, scheme=_SCHEME).permutations
 

@@ -92,7 +92,7 @@ def describe_trace(trace: Any, verdict: Any, *, colour: bool | None = None) -> s
             head + (", cut at the limit" if trace.finish_reason == "length" else ""),
             _mark(_shorten(trace.question), "user", colour),
             _mark(_shorten(trace.completion), "assistant", colour),
-            f"--- gold: {'none' if trace.answer is None else printable(trace.answer)}; verdict: "
+            f"--- gold: {'none' if trace.gold_answer is None else printable(trace.gold_answer)}; verdict: "
             f"{paint(said, _VERDICTS[verdict.status], colour)}",
         ]
     )

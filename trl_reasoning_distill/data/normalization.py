@@ -73,6 +73,16 @@ class HostileRowError(ValueError):
     """A row that would decide how the others are rendered: the whole set is refused."""
 
 
+def check_shape(shape: str) -> None:
+    """Refuse a name that is no shape.
+
+    Raises:
+        ValueError: With those that there are.
+    """
+    if shape not in ("auto", "none", *SHAPES, *_ALSO):
+        raise ValueError(f"Unknown data_shape {shape!r}; there are auto, none, {', '.join((*SHAPES, *_ALSO))}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """How rows are read.
@@ -94,10 +104,7 @@ class Reading:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
-        if self.shape not in ("auto", "none", *SHAPES, *_ALSO):
-            raise ValueError(
-                f"Unknown data_shape {self.shape!r}; there are auto, none, {', '.join((*SHAPES, *_ALSO))}."
-            )
+        check_shape(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +235,13 @@ def is_training_row(row: Row) -> bool:
         return True
     prompt, completion = row.get("prompt"), row.get("completion")
     if prompt is None and completion is None:
-        return isinstance(row.get("text"), str) and detect_shape(row) == "text" and not _CHARACTERS.search(row["text"])
+        text = row.get("text")
+        return (
+            isinstance(text, str)
+            and bool(text.strip())
+            and not _CHARACTERS.search(text)
+            and detect_shape(row) == "text"
+        )
     if isinstance(prompt, str) and isinstance(completion, str):
         return bool(completion.strip()) and not _CHARACTERS.search(prompt) and not _CHARACTERS.search(completion)
     if not (isinstance(prompt, list) and isinstance(completion, list) and prompt and completion):

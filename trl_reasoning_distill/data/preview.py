@@ -15,7 +15,6 @@ import numpy as np
 from trl_reasoning_distill.data.chat import render_chat
 from trl_reasoning_distill.data.examples import describe_messages
 from trl_reasoning_distill.data.schema import Problem
-from trl_reasoning_distill.extras import require_extra
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _CHART_WIDTH = 50
@@ -149,12 +148,7 @@ class Preview:
         return "\n".join(parts)
 
     def plot(self, path: str | Path) -> None:
-        """Write the histogram as a picture.
-
-        Raises:
-            MissingExtraError: If matplotlib is not installed.
-        """
-        require_extra("report", "matplotlib")
+        """Write the histogram as a picture."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -228,12 +222,14 @@ def problem_item(problem: Problem) -> Item:
 
 
 def row_item(row: Mapping[str, Any]) -> Item:
-    """An `Item` of a training row with `prompt` and `completion`.
+    """An `Item` of a training row with `prompt` and `completion`, or of plain text, which is all reply.
 
     Raises:
         ValueError: If it has neither as messages nor as text.
     """
     prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(row.get("text"), str):
+        prompt, completion = "", row["text"]
     if isinstance(prompt, str) and isinstance(completion, str):
         prompt, completion = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}]
     if not isinstance(prompt, list) or not isinstance(completion, list):

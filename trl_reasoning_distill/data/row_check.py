@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.tokenization import TokenizedExample, is_supervised
 
 _ROLE_WORDS = frozenset({"assistant", "model", "bot", "analysis", "commentary", "final"})
-_LONGEST_MARK = 40
+_LONGEST_MARK = 24
+_MARK = "\0"  # stands for a token of the vocabulary's own, or a tag, while texts are compared
 _BEFORE = 16  # tokens that are read to see whether the prompt opens the thought
 _SHOWN = 160
 _DROPS_THOUGHT = re.compile(r"[\w.\[\]'\"]+\.split\(\s*['\"]</think>['\"]\s*\)\s*\[-1\](?:\.\w+\([^()]*\))*")
@@ -95,7 +97,7 @@ class RowCheck:
     # Text against tokens
 
     def _damage(self, replies: Sequence[Mapping[str, Any]], runs: Sequence[tuple[str, bool]]) -> str | None:
-        found = _squeeze("".join(text for text, _ in runs))
+        found = self._comparable("".join(text for text, _ in runs))
         position = 0
         between = []
         for reply in replies:
@@ -117,10 +119,11 @@ class RowCheck:
 
     def _find(self, piece: str, found: str, position: int) -> tuple[int, int]:
         """Where a piece stands and how long it is there; −1 if it does not. A tokenizer may not hold every character."""
-        wanted = _squeeze(piece)
+        wanted = self._comparable(piece)
         start = found.find(wanted, position)
         if start < 0:
-            wanted = _squeeze(self.tokenizer.decode(self.tokenizer(piece, add_special_tokens=False)["input_ids"]))
+            held = self.tokenizer.decode(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+            wanted = self._comparable(held)
             start = found.find(wanted, position)
         return start, len(wanted)
 
@@ -149,7 +152,7 @@ class RowCheck:
 
     def _strays(self, gap: str) -> Iterator[str]:
         """What of the text between the pieces is neither a token of the vocabulary's own nor a mark of the template."""
-        for text in self._mark_pattern.split(gap):
+        for text in gap.split(_MARK):
             if not re.search(r"\w", text) or text.lower() in _ROLE_WORDS:
                 continue
             if len(text) > _LONGEST_MARK or text not in self._template_text:
@@ -160,12 +163,16 @@ class RowCheck:
         tags = [tag for tag in (self.form.open_tag, self.form.close_tag) if tag]
         return re.compile("|".join(map(re.escape, tags))) if tags else None
 
+    def _comparable(self, text: str) -> str:
+        """A text without white space, and with one mark for each token of the vocabulary's own and each tag."""
+        return _squeeze(self._mark_pattern.sub(_MARK, text))
+
     @functools.cached_property
     def _mark_pattern(self) -> re.Pattern[str]:
         marks = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
         marks |= {*self.tokenizer.all_special_tokens, self.form.open_tag, self.form.close_tag, "<think>", "</think>"}
-        squeezed = sorted({_squeeze(mark) for mark in marks} - {""}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, squeezed)))
+        written = sorted((mark for mark in marks if mark.strip()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, written)))
 
     @functools.cached_property
     def _template_text(self) -> str:
@@ -181,7 +188,7 @@ class RowCheck:
             return None
         parsed = self.form.parse(text, opened=opened)
         if parsed.well_formed:
-            answer = self._mark_pattern.sub("", _squeeze(parsed.answer or ""))
+            answer = self._comparable(parsed.answer or "").strip(_MARK)
             return None if answer or calls_tool else f"nothing follows {close_tag}"
         opens, closes = text.count(open_tag) + opened, text.count(close_tag)
         if not closes:
@@ -197,13 +204,9 @@ class RowCheck:
 
 def _supervised_runs(labels: Sequence[int]) -> list[tuple[int, int]]:
     """Where each unbroken run of supervised positions starts and ends."""
-    runs, position = [], 0
-    for supervised, group in itertools.groupby(labels, key=is_supervised):
-        length = sum(1 for _ in group)
-        if supervised:
-            runs.append((position, position + length))
-        position += length
-    return runs
+    mask = np.concatenate([[False], is_supervised(np.asarray(labels, np.int64)), [False]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(mask)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _replies(example: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:

@@ -14,6 +14,7 @@ import io
 import json
 import lzma
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -59,26 +60,30 @@ def read_rows(path: str | os.PathLike[str], limit: int | None = None) -> list[Ro
         ValueError: If it cannot be read as rows, with the file and the line or row.
     """
     path = Path(path)
-    with _open(path) as handle:
-        head = handle.peek(_PEEKED)[:_PEEKED]  # type: ignore[attr-defined]
-        if head.startswith(b"PAR1"):
-            return _parquet_rows(path, handle)[:limit]
-        encoding = _encoding(head)
-        delimiter = _DELIMITERS.get((path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix)
-        try:
-            if delimiter is not None:
-                return _csv_rows(path, handle, encoding, delimiter)[:limit]
-            if encoding == "utf-8" and head.lstrip().startswith(b"{"):
-                return list(islice(_json_lines(path, handle), limit))
-            text = handle.read().decode(encoding)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}: not {error.encoding} text ({error.reason} at byte {error.start}). Save it as UTF-8."
-            ) from None
-        except (OSError, EOFError, lzma.LZMAError) as error:  # a compressed file that ends early
-            raise ValueError(f"{path} cannot be unpacked: {error}.") from None
+    try:
+        with _open(path) as handle:
+            return _rows(path, handle, limit)[:limit]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not {error.encoding} text ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from None
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}.") from None
+
+
+def _rows(path: Path, handle: IO[bytes], limit: int | None) -> list[Row]:
+    head = handle.peek(_PEEKED)[:_PEEKED]  # type: ignore[attr-defined]
+    if head.startswith(b"PAR1"):
+        return _parquet_rows(path, handle)
+    encoding, is_json = _encoding(head), head.lstrip().startswith((b"{", b"["))
+    delimiter = _DELIMITERS.get((path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix)
+    if delimiter is not None and not is_json:
+        return _csv_rows(path, handle, encoding, delimiter)
+    if encoding == "utf-8" and head.lstrip().startswith(b"{"):
+        return list(islice(_json_lines(path, handle), limit))
+    text = handle.read().decode(encoding)
     if text.lstrip().startswith("["):
-        return _checked(path, _parse(text, f"{path}"))[:limit]
+        return _checked(path, _parse(text, f"{path}"))
     return list(islice(_json_lines(path, io.BytesIO(text.encode("utf-8", "surrogatepass"))), limit))
 
 
@@ -159,15 +164,15 @@ def _checked(path: Path, value: Any) -> list[Row]:
 
 def _csv_rows(path: Path, handle: IO[bytes], encoding: str, delimiter: str) -> list[Row]:
     csv.field_size_limit(2**31 - 1)  # a chain of thought is longer than the module's default
-    text = io.TextIOWrapper(handle, encoding=encoding, newline="")
-    rows = []
-    try:
-        for number, row in enumerate(csv.DictReader(text, delimiter=delimiter), start=1):
-            if None in row:
-                raise ValueError(f"{path}, row {number}: more cells than the header has columns.")
-            rows.append({name: value or None for name, value in row.items()})
-    except csv.Error as error:
-        raise ValueError(f"{path}, row {len(rows) + 1}: not CSV ({error}).") from None
+    rows: list[Row] = []
+    with io.TextIOWrapper(handle, encoding=encoding, newline="") as text:
+        try:
+            for number, row in enumerate(csv.DictReader(text, delimiter=delimiter), start=1):
+                if None in row:
+                    raise ValueError(f"{path}, row {number}: more cells than the header has columns.")
+                rows.append({name: value or None for name, value in row.items()})
+        except csv.Error as error:
+            raise ValueError(f"{path}, row {len(rows) + 1}: not CSV ({error}).") from None
     return rows
 
 

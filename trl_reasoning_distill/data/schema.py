@@ -1,8 +1,13 @@
-"""The frozen records that cross stages: `Problem`, `Trace`, `Verdict`.
+"""The frozen records that files hold: `Problem`, `Trace`, `VerifiedTrace`, `TrainingRow`, `Prediction`; and the `Verdict` in two of them.
 
-A record flows one way: a `Problem` is read from a source, a `Trace` is what a model wrote for it, a `Verdict` says whether
-that was right. Each turns into a flat dictionary for JSONL or a `datasets` row and back, and refuses a row that lacks a
-column or holds the wrong type, with the name of both.
+A record flows one way: a `Problem` is read from a source, a `Trace` is what a teacher wrote for it, a `VerifiedTrace` adds the
+`Verdict`, a `TrainingRow` is what a student learns from it, and a `Prediction` is what a model answered in an evaluation, with
+its verdict. Each turns into a flat dictionary for JSONL or a `datasets` row and back, and refuses a row that lacks a column or
+holds the wrong type, with the name of both.
+
+One word for one thing: the *completion* is all that a model wrote, the *extracted answer* is the final answer found in it, the
+*gold answer* is what that is compared with. Data sets of problems call the gold answer `answer`, and so do the two records
+that are read from data sets, `Problem` and `TrainingRow`. Files of version 0.1.0 had other names, which are read too.
 """
 
 from __future__ import annotations
@@ -19,12 +24,17 @@ FinishReason = Literal["stop", "length"]
 VerdictStatus = Literal["correct", "incorrect", "undecided"]
 Message = dict[str, Any]
 
+_TIMED_OUT_0_1 = "no result within "
+"""How version 0.1.0 began the reason of a verdict that timed out, which had no column of its own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """A frozen row with checked types; the base of all records that stages exchange."""
 
     _types: ClassVar[dict[str, tuple[type, ...]]] = {}
+    _names_0_1: ClassVar[Mapping[str, str]] = {}
+    """Fields to the names that their columns had in files of version 0.1.0."""
 
     @classmethod
     def _column_types(cls) -> dict[str, tuple[type, ...]]:
@@ -47,20 +57,23 @@ class Record:
         Raises:
             ValueError: If a column is missing or holds a value of the wrong type.
         """
+        if "timed_out" not in row and str(row.get("reason")).startswith(_TIMED_OUT_0_1):
+            row = {**row, "timed_out": True}
         values = {}
         for field in dataclasses.fields(cls):
-            if field.name in row:
-                value = row[field.name]
+            column = field.name if field.name in row else cls._names_0_1.get(field.name, field.name)
+            if column in row:
+                value = row[column]
                 allowed = cls._column_types()[field.name]
                 if float in allowed and isinstance(value, int) and not isinstance(value, bool):
                     value = float(value)
                 if not isinstance(value, allowed):
                     expected = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
                     raise ValueError(
-                        f"{where}: {cls.__name__} wants {expected} in column {field.name!r}, found {type(value).__name__} ({value!r:.80})."
+                        f"{where}: {cls.__name__} wants {expected} in column {column!r}, found {type(value).__name__} ({value!r:.80})."
                     )
                 values[field.name] = value
-            elif field.default is dataclasses.MISSING:
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise ValueError(f"{where}: {cls.__name__} needs the column {field.name!r}, found only {sorted(row)}.")
         return cls(**values)
 
@@ -104,26 +117,29 @@ class Problem(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Trace(Record):
-    """What a model wrote for a problem.
+    """What a model wrote for a problem: one row of `traces.jsonl`.
 
     Attributes:
         problem_id: `Problem.id` of the problem it answers.
         sample: Number of the sample for this problem, from 0.
         question: The problem's question, so that a trace can be read by itself.
-        answer: The problem's gold answer.
+        gold_answer: `Problem.answer`.
         completion: The model's text, special tokens removed.
         finish_reason: `"stop"` if the model ended by itself, `"length"` if it was cut; a cut trace is never taken for a whole one.
-        num_tokens: Length of the completion in the model's tokens.
+        num_tokens: Length of the completion in the model's tokens; 0 if a server did not say.
         model: Name or path of the model that wrote it.
         seed: The seed this sample was drawn with.
         kind: `Problem.kind`.
         source: `Problem.source`.
+        prompt_tokens: Length of the prompt in the model's tokens; 0 if a server did not say.
     """
+
+    _names_0_1: ClassVar[Mapping[str, str]] = {"gold_answer": "answer"}
 
     problem_id: str
     sample: int
     question: str
-    answer: str | None
+    gold_answer: str | None
     completion: str
     finish_reason: FinishReason
     num_tokens: int
@@ -131,21 +147,56 @@ class Trace(Record):
     seed: int
     kind: str = ""
     source: str = ""
+    prompt_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict(Record):
-    """Whether an output is right, how that was decided, and why.
+    """Whether a completion is right, how that was decided, and why.
 
     Attributes:
         status: `"correct"`, `"incorrect"`, or `"undecided"` (time-out, crash, unparseable gold): never counted as wrong in silence.
         method: What decided: `"exact"`, `"numeric"`, `"symbolic"`, `"fuzzy"`, or `"none"`.
         reason: One line for a reader.
+        extracted: The answer that was found in the completion; `None` if there is none.
+        rule: The rule of `extract_answer` that found it.
+        timed_out: Whether the comparison was given up at its time limit.
     """
 
     status: VerdictStatus
     method: str
     reason: str
+    extracted: str | None = None
+    rule: str = "none"
+    timed_out: bool = False
+
+    def columns(self) -> dict[str, Any]:
+        """The verdict as columns of a `VerifiedTrace` or a `Prediction`."""
+        row = self.to_row()
+        return {"extracted_answer": row.pop("extracted"), **row}
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifiedTrace(Trace):
+    """A trace with its verdict: one row of `verdicts.jsonl`.
+
+    Attributes:
+        status: `Verdict.status`.
+        method: `Verdict.method`.
+        reason: `Verdict.reason`.
+        extracted_answer: `Verdict.extracted`; not in files of version 0.1.0.
+        rule: `Verdict.rule`.
+        timed_out: `Verdict.timed_out`.
+        reasoning_ok: Whether the completion keeps to its format, with a reasoning that is not blank.
+    """
+
+    status: VerdictStatus = "undecided"
+    method: str = "none"
+    reason: str = ""
+    extracted_answer: str | None = None
+    rule: str = "none"
+    timed_out: bool = False
+    reasoning_ok: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,3 +241,61 @@ class TrainingRow(Record):
         if self.messages is not None or self.text is not None or self.input_ids is not None:
             return {name: value for name, value in row.items() if name not in ("prompt", "completion")}
         return row | {"answer": self.answer}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction(Record):
+    """What a model answered in an evaluation, with its verdict: one row of `predictions.jsonl`.
+
+    Attributes:
+        model: Name of the model in the report.
+        problem_id: `Problem.id`.
+        status: `Verdict.status`.
+        sample: Number of the answer to this problem, from 0.
+        method: `Verdict.method`.
+        reason: `Verdict.reason`.
+        extracted_answer: `Verdict.extracted`.
+        rule: `Verdict.rule`.
+        timed_out: `Verdict.timed_out`.
+        question: `Problem.question`.
+        gold_answer: `Problem.answer`.
+        kind: `Problem.kind`.
+        reference_steps: Steps of `Problem.solution`, where there is one.
+        prompt: The conversation that asked.
+        completion: The model's text, special tokens removed.
+        finish_reason: As of a `Trace`.
+        num_tokens: As of a `Trace`.
+        prompt_tokens: As of a `Trace`.
+        seconds: The request's latency on a server; its share of the batch's time in this process.
+        mean_log_prob: Mean log-probability of the completion's tokens under the model, in nats; `None` from an engine that does
+            not report it.
+        model_path: What the name stands for: folder or hub name, with the options that can change an answer.
+    """
+
+    _names_0_1: ClassVar[Mapping[str, str]] = {
+        "gold_answer": "gold",
+        "extracted_answer": "answer",
+        "completion": "output",
+    }
+
+    model: str
+    problem_id: str
+    status: VerdictStatus
+    sample: int = 0
+    method: str = "none"
+    reason: str = ""
+    extracted_answer: str | None = None
+    rule: str = "none"
+    timed_out: bool = False
+    question: str = ""
+    gold_answer: str | None = None
+    kind: str = ""
+    reference_steps: int | None = None
+    prompt: list[Message] = dataclasses.field(default_factory=list)
+    completion: str = ""
+    finish_reason: FinishReason = "stop"
+    num_tokens: int = 0
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+    mean_log_prob: float | None = None
+    model_path: str = ""

@@ -1,31 +1,30 @@
-"""`trl-distill doctor RECIPE`: predict memory, disk and time, and look for what goes wrong in silence."""
+"""`trl-distill doctor RECIPE`: the stages' own plans, with memory, disk and time, and what goes wrong in silence."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from trl_reasoning_distill.doctor.facts import Finding, Resources, StageFacts, UnknownModelError, read_facts
-from trl_reasoning_distill.doctor.hazards import check_disk, check_recipe, check_stage
+from trl_reasoning_distill.doctor.costs import CARDS, SHARDINGS, Card, Costs, cheapest, costs_of, find_card
+from trl_reasoning_distill.doctor.hazards import check_disk, check_left_out, check_recipe, check_stage
 from trl_reasoning_distill.doctor.memory import GIB, Sharding
-from trl_reasoning_distill.doctor.plan import (
-    CARDS,
-    SHARDINGS,
-    Card,
-    StagePlan,
-    cheapest,
+from trl_reasoning_distill.doctor.stages import (
+    ExaminedStage,
+    Finding,
+    Level,
+    Resources,
+    UnknownModelError,
     count_rows,
-    find_card,
-    plan_stage,
 )
-from trl_reasoning_distill.pipeline import RUNS, RecipeStage, check_options, read_recipe
-from trl_reasoning_distill.terminal import takes_colour
+from trl_reasoning_distill.pipeline import RUNS, RecipeStage, read_recipe
+from trl_reasoning_distill.scripts.planning import Plan
+from trl_reasoning_distill.terminal import show, table, text
 
 RED_EXIT, YELLOW_EXIT = 1, 3
+_LEVELS: Sequence[Level] = ("red", "yellow", "green")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -43,11 +42,15 @@ def main(args: Sequence[str] | None = None) -> None:
     ranks = options.num_processes or (8 if base.kind != "none" and not base.offload else 1)
     sharding = Sharding(base.kind, ranks, base.offload)
     items = read_recipe(Path(options.recipe), options.runs_dir)
-    stages, plans, findings = examine(items, sharding, card, most_ranks=options.most_ranks)
+    costs, findings = examine(items, sharding, card, most_ranks=options.most_ranks)
     if options.json:
-        print(json.dumps(_as_json(plans, findings), indent=1))
+        content = {
+            "stages": {name: asdict(each) for name, each in costs.items() if each is not None},
+            "findings": [asdict(finding) for finding in findings],
+        }
+        print(json.dumps(content, indent=1))
     else:
-        print(render(stages, plans, findings, sharding, card, colour=takes_colour()))
+        print_page(costs, findings, sharding, card)
     levels = {finding.level for finding in findings}
     if "red" in levels:
         raise SystemExit(RED_EXIT)
@@ -59,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="trl-distill doctor",
-        description="Look at a recipe before anything is launched: predicted memory per rank, disk, steps and time, and hazards. "
+        description="Look at a recipe before anything is launched: memory per rank, disk, steps and time, and hazards. "
         "Reads configurations, tokenizers and data, never weights; runs on a CPU.",
         epilog="Exit code: 1 if anything is red; with --strict, 3 if anything is yellow.",
     )
@@ -82,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def examine(
     items: Sequence[RecipeStage], sharding: Sharding, card: Card | None, *, most_ranks: int = 8
-) -> tuple[list[StageFacts], dict[str, StagePlan], list[Finding]]:
+) -> tuple[dict[str, Costs | None], list[Finding]]:
     """Look at every stage, and at what lies between them.
 
     Args:
@@ -92,133 +95,118 @@ def examine(
         most_ranks: GPUs that the cheapest configuration may use.
 
     Returns:
-        The stages with their options, what each will take, and what was found.
+        What each stage takes (`None` where its model cannot be had), and what was found.
     """
-    stages: list[StageFacts] = []
+    folder, resources = items[0].output_dir.parent, Resources()
+    stages: list[ExaminedStage] = []
+    plans: dict[str, Plan] = {}
     findings: list[Finding] = []
     for item in items:
         try:
-            check_options(item)
-            stages.append(read_facts(item))
+            stages.append(ExaminedStage(item, folder))
         except ValueError as error:
             findings.append(Finding("red", item.name, str(error)))
-    resources = Resources()
-    rows = count_rows(stages)
-    completion_tokens = next((facts.get("max_new_tokens") for facts in stages if facts.item.script == "generate"), None)
-    plans: dict[str, StagePlan] = {}
-    for facts in stages:
-        findings += check_stage(facts, resources)
+    for stage in stages:
+        found = check_stage(stage, resources)
+        findings += found
+        if not any("cannot be had" in finding.message for finding in found):
+            plan, refused = _plan(stage, known={finding.message for finding in found})
+            findings += refused
+            if plan is not None:
+                plans[stage.name] = plan
+                findings += check_left_out(stage, plan)
+    rows = count_rows(stages, plans)
+    completion_tokens = next((stage.get("max_new_tokens") for stage in stages if stage.item.script == "generate"), None)
+    costs: dict[str, Costs | None] = {}
+    for stage in stages:
+        known = (plans.get(stage.name), rows[stage.name], resources, sharding, card, completion_tokens)
         try:
-            plans[facts.name] = plan_stage(
-                facts,
-                resources,
-                rows=rows[facts.name],
-                sharding=sharding,
-                card=card,
-                completion_tokens=completion_tokens,
-            )
+            costs[stage.name] = costs_of(stage, *known)
         except UnknownModelError:
+            costs[stage.name] = None
             continue
         if card is not None:
-            findings += _check_memory(facts, plans[facts.name], resources, card, most_ranks)
+            findings += _check_memory(stage, costs[stage.name], resources, card, most_ranks)
     findings += check_recipe(stages, resources)
-    folder = items[0].output_dir.parent
-    findings.append(check_disk(folder, sum(plan.disk for plan in plans.values())))
-    return stages, plans, findings
+    findings.append(check_disk(folder, sum(each.disk for each in costs.values() if each is not None)))
+    return costs, findings
+
+
+def _plan(stage: ExaminedStage, known: set[str]) -> tuple[Plan | None, list[Finding]]:
+    """The stage's own plan, or what it refuses and is not `known` yet."""
+    try:
+        return stage.plan(), []
+    except (ValueError, OSError, ImportError) as error:
+        text = str(error).strip() or type(error).__name__
+        return None, [] if text in known else [Finding("red", stage.name, text)]
 
 
 def _check_memory(
-    facts: StageFacts, plan: StagePlan, resources: Resources, card: Card, most_ranks: int
+    stage: ExaminedStage, costs: Costs | None, resources: Resources, card: Card, most_ranks: int
 ) -> list[Finding]:
-    if plan.memory is None:
+    if costs is None or costs.memory is None:
         return []
-    needed, has = plan.memory.on_gpu, card.memory
+    needed, has = costs.memory.on_gpu, card.memory
     text = f"{needed / GIB:.1f} GiB of {has / GIB:.1f} on {card.name}"
-    found = []
+    hint = "a smaller max_batch_tokens, quantization: 4bit, or device_map: auto"
+    if stage.is_training:
+        hint = "LoRA (use_peft), gradient_checkpointing, a smaller batch or max_length"
+    found = [Finding("yellow" if needed > 0.9 * has else "green", stage.name, f"fits: {text}.")]
     if needed > has:
-        hint = "a smaller max_batch_tokens, quantization: 4bit, or device_map: auto"
-        if facts.is_training:
-            hint = "LoRA (use_peft), gradient_checkpointing, a smaller batch or max_length"
-        found.append(Finding("red", facts.name, f"does not fit: {text}. Try {hint}."))
-    else:
-        found.append(Finding("yellow" if needed > 0.9 * has else "green", facts.name, f"fits: {text}."))
-    if facts.is_training:
-        best = cheapest(facts, resources, card, most_ranks)
-        if best is None:
-            found.append(
-                Finding(
-                    "red", facts.name, f"fits on no more than {most_ranks} × {card.name}, whatever the configuration."
-                )
-            )
-        else:
-            name, ranks, memory = best
-            found.append(
-                Finding(
-                    "green", facts.name, f"cheapest that fits: {name} on {ranks} ({memory.on_gpu / GIB:.1f} GiB each)."
-                )
-            )
-    return found
+        found = [Finding("red", stage.name, f"does not fit: {text}. Try {hint}.")]
+    if not stage.is_training:
+        return found
+    best = cheapest(stage, resources, card, most_ranks)
+    if best is None:
+        text = f"fits on no more than {most_ranks} × {card.name}, whatever the configuration."
+        return [*found, Finding("red", stage.name, text)]
+    name, ranks, memory = best
+    text = f"cheapest that fits: {name} on {ranks} ({memory.on_gpu / GIB:.1f} GiB each)."
+    return [*found, Finding("green", stage.name, text)]
 
 
-def render(
-    stages: Sequence[StageFacts],
-    plans: dict[str, StagePlan],
-    findings: Sequence[Finding],
-    sharding: Sharding,
-    card: Card | None,
-    *,
-    colour: bool,
-) -> str:
-    """The doctor's page for a terminal."""
-    where = f"{sharding.ranks} × {card.name if card else 'CPU'}, {sharding.kind if sharding.kind != 'none' else 'unsharded'}"
-    lines = [
-        f"launch: {where}",
-        "",
-        f"{'stage':<16}{'rows':>10}{'steps':>9}{'tokens':>10}{'time':>10}{'memory':>10}{'disk':>9}",
+def print_page(
+    costs: Mapping[str, Costs | None], findings: Sequence[Finding], sharding: Sharding, card: Card | None
+) -> None:
+    """Print the doctor's page."""
+    kind = sharding.kind if sharding.kind != "none" else "unsharded"
+    rows = [[name, *_cells(each, on_gpu=card is not None)] for name, each in costs.items()]
+    show(f"launch: {sharding.ranks} × {card.name if card else 'CPU'}, {kind}\n")
+    show(table(["stage", "rows", "steps", "tokens", "time", "memory", "disk"], rows))
+    for name, each in costs.items():
+        if each is not None and each.steps and each.memory:
+            parts = {part: value for part, value in asdict(each.memory).items() if value}
+            sizes = " · ".join(f"{part.replace('_', ' ')} {value / GIB:.2f}" for part, value in parts.items())
+            show(f"{name}, GiB: {sizes}")
+    if any(each is None for each in costs.values()):
+        show("? the configuration of its model is not known")
+    if any(each is not None and each.is_assumed for each in costs.values()):
+        show("~ the text does not exist yet: a prompt and half of max_new_tokens are assumed")
+    show("")
+    for finding in sorted(findings, key=lambda finding: _LEVELS.index(finding.level)):
+        show(text(f"{finding.level:<6}", finding.level) + text(f" {finding.stage}: {finding.message}"))
+
+
+def _cells(costs: Costs | None, *, on_gpu: bool) -> list[str]:
+    if costs is None:
+        return ["?"] * 6
+    memory = costs.memory and (costs.memory.on_gpu if on_gpu else costs.memory.tensors)
+    tokens = _short(costs.tokens) + "~" * bool(costs.is_assumed and costs.tokens) if costs.memory else ""
+    return [
+        "?" if costs.rows is None else f"{costs.rows:,}",
+        "" if costs.steps is None else f"{costs.steps:,}",
+        tokens,
+        _clock(costs.seconds),
+        f"{memory / GIB:.2f} G" if memory else "",
+        f"{costs.disk / GIB:.2f} G" if costs.disk else "",
     ]
-    for facts in stages:
-        plan = plans.get(facts.name)
-        if plan is None:
-            lines.append(f"{facts.name:<16}{'not known: no configuration of its model':>58}")
-            continue
-        cells = [
-            _number(plan.rows),
-            _number(plan.steps) if facts.is_training else "",
-            (_number(plan.tokens, short=True) if plan.memory else "")
-            + ("~" if plan.is_assumed and plan.tokens else ""),
-            _clock(plan.seconds),
-            f"{plan.memory.on_gpu / GIB if card else plan.memory.tensors / GIB:.2f} G" if plan.memory else "",
-            f"{plan.disk / GIB:.2f} G" if plan.disk else "",
-        ]
-        lines.append(
-            f"{facts.name:<16}"
-            + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (10, 9, 10, 10, 10, 9), strict=True))
-        )
-        if facts.is_training and plan.memory:
-            parts = {name: value for name, value in asdict(plan.memory).items() if value}
-            lines.append(
-                "  " + " · ".join(f"{name.replace('_', ' ')} {value / GIB:.2f}" for name, value in parts.items())
-            )
-    if any(plan.is_assumed for plan in plans.values()):
-        lines.append("~ the rows do not exist yet: their length is assumed, half of max_new_tokens and a prompt")
-    lines.append("")
-    order = {"red": 0, "yellow": 1, "green": 2}
-    lines += [finding.line(colour=colour) for finding in sorted(findings, key=lambda finding: order[finding.level])]
-    return "\n".join(lines)
 
 
-def _as_json(plans: dict[str, StagePlan], findings: Sequence[Finding]) -> dict[str, Any]:
-    return {
-        "stages": {name: asdict(plan) for name, plan in plans.items()},
-        "findings": [asdict(finding) for finding in findings],
-    }
-
-
-def _number(value: int | None, *, short: bool = False) -> str:
+def _short(value: int | None) -> str:
     if value is None:
         return "?"
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if short and value >= size:
+        if value >= size:
             return f"{value / size:.1f}{unit}"
     return f"{value:,}"
 

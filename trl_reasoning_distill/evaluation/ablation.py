@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.data.files import atomic_write, read_jsonl, write_json
+from trl_reasoning_distill.data.files import atomic_write, write_json
+from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation import charts
 from trl_reasoning_distill.evaluation.charts import draw_curves
 from trl_reasoning_distill.evaluation.compare import BASE, CONTROL, STUDENT, TEACHER, Comparison, compare_models
-from trl_reasoning_distill.evaluation.report import printable, render, require_report_extra
-from trl_reasoning_distill.evaluation.runs import Run, read_run
+from trl_reasoning_distill.evaluation.report import printable, render
+from trl_reasoning_distill.evaluation.runs import Run, read_predictions, read_run
 from trl_reasoning_distill.evaluation.scores import RUN_MARK
 
 
@@ -82,7 +83,6 @@ def write_ablation_report(
         FileNotFoundError: If a folder is not that of a run with an evaluation.
         ValueError: If predictions cannot be compared, or two runs have one name.
     """
-    require_report_extra()
     found = [read_run(run) for run in runs]
     names = [run.name for run in found]
     if len(set(names)) < len(names):
@@ -135,17 +135,17 @@ def result_line(settings: Sequence[Setting], report: str) -> str:
     return f"{len(settings)} settings; best {best.name}, {effect}; report at {report}"
 
 
-def _merge(runs: Sequence[Run], untrained: tuple[str, str]) -> Iterable[dict[str, Any]]:
+def _merge(runs: Sequence[Run], untrained: tuple[str, str]) -> Iterable[Prediction]:
     """The predictions of all runs, those of base and teacher once, and the others by run where there are several."""
     for number, run in enumerate(runs):
-        for row in read_jsonl(run.evaluation / "predictions.jsonl"):
-            model = printable(row["model"])
+        for prediction in read_predictions(run.evaluation):
+            model = printable(prediction.model)
             if len(runs) == 1:
-                yield row | {"model": model}
+                yield dataclasses.replace(prediction, model=model)
             elif model not in untrained:
-                yield row | {"model": f"{model}{RUN_MARK}{number}"}
+                yield dataclasses.replace(prediction, model=f"{model}{RUN_MARK}{number}")
             elif number == 0:
-                yield row
+                yield prediction
 
 
 def _page(settings: Sequence[Setting], title: str, student: str) -> dict[str, Any]:

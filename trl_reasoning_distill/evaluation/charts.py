@@ -20,7 +20,6 @@ from trl_reasoning_distill.data.files import read_json
 from trl_reasoning_distill.evaluation import charts
 from trl_reasoning_distill.evaluation.compare import Accuracy, PairedDifference
 from trl_reasoning_distill.evaluation.scores import run_of
-from trl_reasoning_distill.extras import require_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,10 +168,11 @@ def curve_chart(
 
 def _svg(draw: Callable[[Axes], None], description: str, *, rows: float = 0, height: float | None = None) -> str:
     """Draw a figure and return it as an `<svg>` element to be placed in a page."""
-    matplotlib = require_extra("report", "matplotlib")
-    figures = require_extra("report", "matplotlib.figure")
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
-        figure = figures.Figure(figsize=(_WIDTH, height or _ROW * rows + 0.45), layout="constrained")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):  # type: ignore[dict-item]
+        figure = Figure(figsize=(_WIDTH, height or _ROW * rows + 0.45), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation.scores import Scores, collect_scores
 from trl_reasoning_distill.evaluation.statistics import (
     CONFIDENCE,
@@ -184,7 +185,7 @@ def headline_of(paired: Mapping[str, PairedDifference], roles: Mapping[str, str]
 
 
 def compare_models(
-    predictions: Iterable[Mapping[str, Any]],
+    predictions: Iterable[Prediction | Mapping[str, Any]],
     *,
     base: str = BASE,
     teacher: str = TEACHER,
@@ -196,7 +197,7 @@ def compare_models(
     """Compare models that answered the same problems.
 
     Args:
-        predictions: Rows of an evaluation's `predictions.jsonl`: at least `model`, `problem_id`, `status`, and optionally
+        predictions: Predictions, or rows of an evaluation's `predictions.jsonl`: at least `model`, `problem_id`, `status`, and optionally
             `sample`, `kind`, `question` and `reference_steps`. With several samples per problem a problem's score is the share that
             is right. Models named `NAME@SEED` are runs of the model `NAME`.
         base: Name of the model that training started from.

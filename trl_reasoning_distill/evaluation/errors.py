@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from trl_reasoning_distill.data.schema import Prediction
 
 ERROR_KINDS = ("correct", "timed out", "undecided", "truncated", "no answer", "format", "arithmetic slip", "wrong plan")
 
@@ -34,7 +36,6 @@ _MAX_OPERANDS = 20
 _FLOAT_NOISE = Fraction(1, 10**12)
 _OPERATORS = {"+": "+", "-": "-", "−": "-", "–": "-", "*": "*", "×": "*", "·": "*", "x": "*", "/": "/", "÷": "/"}
 _LATEX_OPERATORS = {"times": "*", "cdot": "*", "div": "/"}
-_TIMED_OUT = re.compile(r"\bwithin [\d.e+-]+ s\b|time-?out|timed out", re.IGNORECASE)
 _OPEN_TAG, _CLOSE_TAG = "<think>", "</think>"
 
 # No part of this pattern can match the same text in two ways, so it takes time linear in the text.
@@ -100,32 +101,22 @@ def find_equations(text: str) -> Iterator[Equation]:
             yield equation
 
 
-def classify_error(row: Mapping[str, Any]) -> str:
-    """The kind of error of a row of `predictions.jsonl`, one of `ERROR_KINDS`.
-
-    Args:
-        row: At least `status` and `output`; `finish_reason`, `answer` and `gold` where known.
-    """
-    if is_timed_out(row):
+def classify_error(prediction: Prediction) -> str:
+    """The kind of error of an answer, one of `ERROR_KINDS`."""
+    if prediction.timed_out:
         return "timed out"
-    if row["status"] in ("correct", "undecided"):
-        return str(row["status"])
-    if row.get("finish_reason") == "length":
+    if prediction.status in ("correct", "undecided"):
+        return prediction.status
+    if prediction.finish_reason == "length":
         return "truncated"
-    if not row.get("answer"):
+    if not prediction.extracted_answer:
         return "no answer"
-    output = row["output"]
-    if not _tags_are_paired(output):
+    if not _tags_are_paired(prediction.completion):
         return "format"
-    equations = list(find_equations(output))
-    if equations and equations[-1].holds and equations[-1].result == _read_number(row.get("gold")):
+    equations = list(find_equations(prediction.completion))
+    if equations and equations[-1].holds and equations[-1].result == _read_number(prediction.gold_answer):
         return "format"
     return "wrong plan" if all(equation.holds for equation in equations) else "arithmetic slip"
-
-
-def is_timed_out(row: Mapping[str, Any]) -> bool:
-    """Whether the verifier gave up on a row for want of time."""
-    return bool(row["status"] == "undecided" and _TIMED_OUT.search(row.get("reason") or ""))
 
 
 def _tags_are_paired(text: str) -> bool:
@@ -139,7 +130,7 @@ def _tags_are_paired(text: str) -> bool:
     return opened == closed == 1 and text.index(_OPEN_TAG) < text.index(_CLOSE_TAG)
 
 
-def _read_number(text: Any) -> Fraction | None:
+def _read_number(text: str | None) -> Fraction | None:
     match = re.fullmatch(r"\s*\$?(-?[\d,]{1,40}(?:\.\d{1,30})?)\s*", str(text))
     digits = match.group(1).replace(",", "") if match else ""
     return Fraction(digits) if any(map(str.isdigit, digits)) else None

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from trl_reasoning_distill.data.files import RankFiles, write_json
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.schema import Problem
+from trl_reasoning_distill.data.schema import Prediction, Problem
 from trl_reasoning_distill.evaluation.metrics import count_steps, summarize
 from trl_reasoning_distill.evaluation.models import ModelSpec
+from trl_reasoning_distill.evaluation.runs import METRICS_NAME, PREDICTIONS_NAME
 from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.teacher.sampling import (
     Engine,
@@ -33,13 +34,7 @@ from trl_reasoning_distill.teacher.sampling import (
     in_chunks,
     sample_seed,
 )
-from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answers
-
-PREDICTIONS_NAME = "predictions.jsonl"
-METRICS_NAME = "metrics.json"
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +127,12 @@ def evaluate_models(
     state.wait_for_everyone()
     metrics: dict[str, Any] = {}
     if state.is_main_process:
-        rows = files.merge((name, problem.id, sample) for name in specs for problem in problems for sample in samples)
+        merged = files.merge((name, problem.id, sample) for name in specs for problem in problems for sample in samples)
+        predictions = [Prediction.from_row(row) for row in merged]
         metrics = {
             "models": {
-                name: summarize([row for row in rows if row["model"] == name], config.response_format) for name in specs
+                name: summarize([each for each in predictions if each.model == name], config.response_format)
+                for name in specs
             },
             "dataset": {"n": len(problems), "sources": sorted({problem.source for problem in problems})},
             "sampling": dataclasses.asdict(config.sampling) | {"num_samples": config.num_samples, "seed": config.seed},
@@ -177,9 +174,9 @@ def _answer(
             rows = _judge(
                 name, model, [(*by_key[request.key], request, output) for request, output in chunk], config.timeout
             )
-            files.append(rows)
-            tokens += sum(row["num_tokens"] for row in rows)
-            correct += sum(row["status"] == "correct" for row in rows)
+            files.append(row.to_row() for row in rows)
+            tokens += sum(row.num_tokens for row in rows)
+            correct += sum(row.status == "correct" for row in rows)
             answered += len(rows)
             rate = tokens / max(time.perf_counter() - started, 1e-9)
             bar.set_postfix_str(f"{rate:,.0f} tokens/s, {correct / answered:.1%} correct", refresh=False)
@@ -188,37 +185,32 @@ def _answer(
 
 def _judge(
     name: str, model: str, answers: Sequence[tuple[Problem, int, GenerationRequest, GenerationOutput]], timeout: float
-) -> list[Row]:
-    """Rows of `predictions.jsonl`."""
+) -> list[Prediction]:
+    """Verify answers."""
     verdicts = verify_answers(
         [output.text for *_, output in answers], [problem.answer or "" for problem, *_ in answers], timeout=timeout
     )
-    rows = []
-    for (problem, sample, request, output), verdict in zip(answers, verdicts, strict=True):
-        extracted = extract_answer(output.text)
-        rows.append(
-            {
-                "model": name,
-                "model_path": model,
-                "problem_id": problem.id,
-                "sample": sample,
-                "kind": problem.kind,
-                "question": problem.question,
-                "gold": problem.answer,
-                "reference_steps": count_steps(problem.solution) if problem.solution else None,
-                "prompt": request.messages,
-                "output": output.text,
-                "answer": extracted.answer,
-                "rule": extracted.rule,
-                **verdict.to_row(),
-                "finish_reason": output.finish_reason,
-                "num_tokens": output.num_tokens,
-                "prompt_tokens": output.prompt_tokens,
-                "seconds": round(output.seconds, 6),
-                "mean_log_prob": None if output.mean_log_prob is None else round(output.mean_log_prob, 6),
-            }
+    return [
+        Prediction(
+            model=name,
+            model_path=model,
+            problem_id=problem.id,
+            sample=sample,
+            kind=problem.kind,
+            question=problem.question,
+            gold_answer=problem.answer,
+            reference_steps=count_steps(problem.solution) if problem.solution else None,
+            prompt=request.messages,
+            completion=output.text,
+            **verdict.columns(),
+            finish_reason=output.finish_reason,
+            num_tokens=output.num_tokens,
+            prompt_tokens=output.prompt_tokens,
+            seconds=round(output.seconds, 6),
+            mean_log_prob=None if output.mean_log_prob is None else round(output.mean_log_prob, 6),
         )
-    return rows
+        for (problem, sample, request, output), verdict in zip(answers, verdicts, strict=True)
+    ]
 
 
 def _free_memory() -> None:

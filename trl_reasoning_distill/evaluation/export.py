@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.data.files import read_json, read_jsonl, write_json, write_jsonl
+from trl_reasoning_distill.data.files import read_json, write_json, write_jsonl
+from trl_reasoning_distill.data.schema import Prediction
+from trl_reasoning_distill.evaluation.runs import METRICS_NAME, read_predictions
 
 EXPORTS = ("lm-eval", "lighteval")
 METRIC = "verified"
 FOLDER = "export"
-
-Row = Mapping[str, Any]
 
 
 def export_results(harness: str, evaluation_dir: str | Path, task: str, settings: Mapping[str, Any]) -> list[Path]:
@@ -46,10 +46,10 @@ def export_results(harness: str, evaluation_dir: str | Path, task: str, settings
     if harness not in EXPORTS:
         raise ValueError(f"Unknown format {harness!r}; there are {', '.join(EXPORTS)}.")
     folder = Path(evaluation_dir)
-    metrics = read_json(folder / "metrics.json")
-    rows: dict[str, list[Row]] = {name: [] for name in metrics["models"]}
-    for row in read_jsonl(folder / "predictions.jsonl"):
-        rows[row["model"]].append(row)
+    metrics = read_json(folder / METRICS_NAME)
+    rows: dict[str, list[Prediction]] = {name: [] for name in metrics["models"]}
+    for prediction in read_predictions(folder):
+        rows[prediction.model].append(prediction)
     date = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
     task = re.sub(r"[^\w.-]+", "_", Path(task).name)
     export = _to_lm_eval if harness == "lm-eval" else _to_lighteval
@@ -62,7 +62,7 @@ def _to_lm_eval(
     root: Path,
     name: str,
     metrics: Mapping[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[Prediction],
     task: str,
     date: str,
     settings: dict[str, Any],
@@ -105,17 +105,17 @@ def _to_lm_eval(
     return path
 
 
-def _lm_eval_sample(index: int, answers: Sequence[Row]) -> dict[str, Any]:
+def _lm_eval_sample(index: int, answers: Sequence[Prediction]) -> dict[str, Any]:
     first = answers[0]
-    doc = {"id": first["problem_id"], "question": first["question"], "answer": first["gold"]}
-    prompt, target = json.dumps(first["prompt"], ensure_ascii=False), str(first["gold"])
+    doc = {"id": first.problem_id, "question": first.question, "answer": first.gold_answer}
+    prompt, target = json.dumps(first.prompt, ensure_ascii=False), str(first.gold_answer)
     return {
         "doc_id": index,
         "doc": doc,
         "target": target,
         "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": {}}},
-        "resps": [[row["output"] for row in answers]],
-        "filtered_resps": [row["answer"] or "" for row in answers],
+        "resps": [[row.completion for row in answers]],
+        "filtered_resps": [row.extracted_answer or "" for row in answers],
         "filter": "none",
         "metrics": [METRIC],
         "doc_hash": _hash(json.dumps(doc, indent=2, ensure_ascii=False)),
@@ -129,7 +129,7 @@ def _to_lighteval(
     root: Path,
     name: str,
     metrics: Mapping[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[Prediction],
     task: str,
     date: str,
     settings: dict[str, Any],
@@ -172,38 +172,38 @@ def _to_lighteval(
     return path
 
 
-def _lighteval_detail(index: int, answers: Sequence[Row], task: str) -> dict[str, Any]:
+def _lighteval_detail(index: int, answers: Sequence[Prediction], task: str) -> dict[str, Any]:
     first = answers[0]
     return {
         "doc": {
-            "query": first["question"],
-            "choices": [str(first["gold"])],
+            "query": first.question,
+            "choices": [str(first.gold_answer)],
             "gold_index": 0,
             "task_name": task,
             "id": str(index),
-            "specific": {"problem_id": first["problem_id"]},
+            "specific": {"problem_id": first.problem_id},
         },
         "model_response": {
-            "input": json.dumps(first["prompt"], ensure_ascii=False),
-            "text": [row["output"] for row in answers],
-            "text_post_processed": [row["answer"] or "" for row in answers],
+            "input": json.dumps(first.prompt, ensure_ascii=False),
+            "text": [row.completion for row in answers],
+            "text_post_processed": [row.extracted_answer or "" for row in answers],
         },
         "metric": {METRIC: _share(answers)},
     }
 
 
-def _by_problem(rows: Sequence[Row]) -> list[list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _by_problem(rows: Sequence[Prediction]) -> list[list[Prediction]]:
+    found: dict[str, list[Prediction]] = {}
     for row in rows:
-        found.setdefault(row["problem_id"], []).append(row)
+        found.setdefault(row.problem_id, []).append(row)
     return list(found.values())
 
 
-def _share(answers: Sequence[Row]) -> float:
-    return sum(row["status"] == "correct" for row in answers) / len(answers)
+def _share(answers: Sequence[Prediction]) -> float:
+    return sum(row.status == "correct" for row in answers) / len(answers)
 
 
-def _standard_error(rows: Sequence[Row]) -> float | None:
+def _standard_error(rows: Sequence[Prediction]) -> float | None:
     """Standard error of the mean over problems, as both harnesses give it for a mean."""
     shares = [_share(answers) for answers in _by_problem(rows)]
     n, mean = len(shares), sum(shares) / len(shares)

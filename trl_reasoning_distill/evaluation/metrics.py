@@ -19,7 +19,7 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from rapidfuzz.fuzz import ratio
 from scipy import stats
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.evaluation.errors import is_timed_out
+from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation.statistics import (
     Interval,
     Resampling,
@@ -114,17 +114,15 @@ RESAMPLES = 10_000
 _MAX_SUBSETS = 200  # of the samples of one problem, for maj@k
 _CALIBRATION_BINS = 10
 
-Row = Mapping[str, Any]
 
-
-def summarize(rows: Sequence[Row], response_format: ReasoningFormat | None = None) -> dict[str, Any]:
+def summarize(rows: Sequence[Prediction], response_format: ReasoningFormat | None = None) -> dict[str, Any]:
     """The metrics of one model.
 
     `accuracy` is the share of *all* answers verified as correct. Undecided answers are neither right nor
     wrong: they stand beside it in `undecided`, and `accuracy_decided` leaves them out.
 
     Args:
-        rows: The model's rows of `predictions.jsonl`.
+        rows: The model's predictions.
         response_format: What the reasoning metrics hold responses against.
 
     Returns:
@@ -134,32 +132,32 @@ def summarize(rows: Sequence[Row], response_format: ReasoningFormat | None = Non
         log-probabilities), and `pass_at_k`, `maj_at_k` and `self_consistency` (`None` with one sample).
     """
     n = len(rows)
-    statuses = Counter(row["status"] for row in rows)
+    statuses = Counter(row.status for row in rows)
     decided = n - statuses["undecided"]
-    tokens, seconds = sum(row["num_tokens"] for row in rows), sum(row["seconds"] for row in rows)
+    tokens, seconds = sum(row.num_tokens for row in rows), sum(row.seconds for row in rows)
     by_kind = defaultdict(list)
     for row in rows:
-        by_kind[row["kind"]].append(row)
+        by_kind[row.kind].append(row)
     return {
-        "model_path": rows[0]["model_path"],
+        "model_path": rows[0].model_path,
         **_accuracy(rows),
         "correct": statuses["correct"],
         "incorrect": statuses["incorrect"],
         "undecided": statuses["undecided"],
-        "timed_out": sum(map(is_timed_out, rows)),
+        "timed_out": sum(row.timed_out for row in rows),
         "accuracy_decided": statuses["correct"] / decided if decided else None,
         "match": _match(rows),
-        "truncation_rate": sum(row["finish_reason"] == "length" for row in rows) / n,
-        "no_answer_rate": sum(row["answer"] is None for row in rows) / n,
+        "truncation_rate": sum(row.finish_reason == "length" for row in rows) / n,
+        "no_answer_rate": sum(row.extracted_answer is None for row in rows) / n,
         "undecided_rate": statuses["undecided"] / n,
-        "methods": dict(Counter(row["method"] for row in rows if row["status"] == "correct").most_common()),
-        "rules": dict(Counter(row["rule"] for row in rows).most_common()),
+        "methods": dict(Counter(row.method for row in rows if row.status == "correct").most_common()),
+        "rules": dict(Counter(row.rule for row in rows).most_common()),
         "mean_tokens": tokens / n,
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
         "by_kind": {kind: _accuracy(part) for kind, part in sorted(by_kind.items())},
-        "reasoning": reasoning_metrics((row["output"] for row in rows), response_format),
+        "reasoning": reasoning_metrics((row.completion for row in rows), response_format),
         "calibration": calibration(rows),
         **_sampled(rows),
     }
@@ -192,18 +190,18 @@ def maj_at_k(votes: Sequence[str | None], right: Sequence[bool], k: int, *, seed
     return math.fsum(_majority(votes, right, subset) for subset in subsets) / len(subsets)
 
 
-def calibration(rows: Sequence[Row]) -> dict[str, Any] | None:
+def calibration(rows: Sequence[Prediction]) -> dict[str, Any] | None:
     """Whether the mean log-probability of a text tells if its answer is right; `None` where none is known.
 
     Returns:
         `n`, `auroc` and `p` (Mann & Whitney 1947; both `None` if all are right or all wrong), the mean log-probability of right
         and of wrong answers, and `bins` of equally many answers: their bounds, size and accuracy.
     """
-    known = [row for row in rows if row.get("mean_log_prob") is not None and row["status"] != "undecided"]
+    known = [row for row in rows if row.mean_log_prob is not None and row.status != "undecided"]
     if not known:
         return None
-    scores = np.array([row["mean_log_prob"] for row in known])
-    right = np.array([row["status"] == "correct" for row in known])
+    scores = np.array([row.mean_log_prob for row in known])
+    right = np.array([row.status == "correct" for row in known])
     auroc, p = _auroc(scores, right)
     edges = np.array_split(np.argsort(scores, kind="stable"), min(_CALIBRATION_BINS, len(known)))
     return {
@@ -230,7 +228,7 @@ def _auroc(scores: np.ndarray, right: np.ndarray) -> tuple[float | None, float |
     return float(test.statistic / (right.sum() * (~right).sum())), float(test.pvalue)
 
 
-def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
+def _accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
     """Share of correct answers and its interval: Wilson's, or a bootstrap over problems if they have several samples."""
     problems = _by_problem(rows)
     shares = [sum(_is_right(row) for row in answers) / len(answers) for answers in problems.values()]
@@ -242,12 +240,12 @@ def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
     return {"n": len(problems), "samples": samples, "accuracy": value, "ci95": list(interval)}
 
 
-def _match(rows: Sequence[Row]) -> dict[str, float]:
+def _match(rows: Sequence[Prediction]) -> dict[str, float]:
     """Accuracy by how strict the comparison is, each including the one before; and how alike answer and gold are as text."""
-    right = [row["method"] for row in rows if _is_right(row)]
+    right = [row.method for row in rows if _is_right(row)]
     exact = right.count("exact")
     numeric = exact + right.count("numeric")
-    alike = (ratio(row["answer"] or "", str(row["gold"]).strip()) for row in rows)
+    alike = (ratio(row.extracted_answer or "", str(row.gold_answer).strip()) for row in rows)
     return {
         "exact": exact / len(rows),
         "numeric": numeric / len(rows),
@@ -256,14 +254,17 @@ def _match(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def _sampled(rows: Sequence[Row]) -> dict[str, Any]:
+def _sampled(rows: Sequence[Prediction]) -> dict[str, Any]:
     """What only several samples per problem can tell."""
     problems = _by_problem(rows)
     n = min(map(len, problems.values()))
     if n == 1:
         return {"pass_at_k": None, "maj_at_k": None, "self_consistency": None}
     right = [[_is_right(row) for row in answers] for answers in problems.values()]
-    votes = [[answer_key(row["output"]) for row in answers] for answers in problems.values()]
+    votes = [
+        [answer_key(row.extracted_answer) if row.extracted_answer else None for row in answers]
+        for answers in problems.values()
+    ]
     passed, voted = {}, {}
     for k in sorted({*(2**power for power in range(n.bit_length()) if 2**power <= n), n}):
         passed[str(k)] = _estimate([pass_at_k(len(each), sum(each), k) for each in right])
@@ -309,12 +310,12 @@ def _mean(values: Sequence[float]) -> tuple[float, Interval]:
     return float(scores.mean()), percentile_interval(means)
 
 
-def _by_problem(rows: Sequence[Row]) -> dict[Any, list[Row]]:
-    problems: dict[Any, list[Row]] = {}
-    for index, row in enumerate(rows):
-        problems.setdefault(row.get("problem_id", index), []).append(row)
+def _by_problem(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    problems: dict[str, list[Prediction]] = {}
+    for row in rows:
+        problems.setdefault(row.problem_id, []).append(row)
     return problems
 
 
-def _is_right(row: Row) -> bool:
-    return bool(row["status"] == "correct")
+def _is_right(row: Prediction) -> bool:
+    return row.status == "correct"

@@ -15,7 +15,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from trl_reasoning_distill.teacher.sampling import ENGINES, Engine, EngineArguments, parse_mapping
+from trl_reasoning_distill.options import parse_mapping
+from trl_reasoning_distill.teacher.sampling import ENGINES, Engine, EngineArguments
 
 _CHANGES_ANSWERS = ("adapter", "model_revision", "dtype", "quantization", "base_url", "chat_template_kwargs")
 

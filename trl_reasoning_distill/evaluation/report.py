@@ -7,17 +7,19 @@ all that a model wrote as text, whatever it wrote.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import os
 import random
 import re
+import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.data.files import atomic_write, read_json, read_jsonl, write_json
+from trl_reasoning_distill.data.files import atomic_write, read_json, write_json
 from trl_reasoning_distill.data.manifest import StageManifest
+from trl_reasoning_distill.data.schema import Prediction
 from trl_reasoning_distill.evaluation import charts, findings
 from trl_reasoning_distill.evaluation.charts import Paths, draw_curves
 from trl_reasoning_distill.evaluation.compare import (
@@ -30,15 +32,21 @@ from trl_reasoning_distill.evaluation.compare import (
     compare_models,
 )
 from trl_reasoning_distill.evaluation.errors import ERROR_KINDS, classify_error
-from trl_reasoning_distill.evaluation.runs import cost, summarize_store, trace_provenance
+from trl_reasoning_distill.evaluation.runs import (
+    METRICS_NAME,
+    cost,
+    read_predictions,
+    summarize_store,
+    trace_provenance,
+)
 from trl_reasoning_distill.evaluation.scores import run_of
-from trl_reasoning_distill.extras import require_extra
 
 
 def render(template: str, page: Mapping[str, Any]) -> str:
     """A template of this package, filled in; by its name as HTML or as Markdown, and every value escaped for that."""
-    jinja2 = require_extra("report", "jinja2")
-    markup = require_extra("report", "markupsafe").Markup
+    import jinja2
+    from markupsafe import Markup
+
     is_html = template.endswith(".html.j2")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trl_reasoning_distill", "evaluation/templates"),
@@ -57,7 +65,7 @@ def render(template: str, page: Mapping[str, Any]) -> str:
         "outcome": findings.outcome_of,
         "size": _size,
         "duration": _duration,
-        "svg": markup,  # only ever used for our own charts
+        "svg": Markup,  # only ever used for our own charts
     }
     text: str = environment.get_template(template).render(page)
     return text
@@ -68,6 +76,11 @@ def printable(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", value)
+
+
+def _printable(prediction: Prediction) -> Prediction:
+    texts = {name: printable(value) for name, value in vars(prediction).items() if isinstance(value, str)}
+    return dataclasses.replace(prediction, **texts)
 
 
 def _html(value: Any) -> Any:
@@ -107,7 +120,8 @@ DIMENSIONS = {
 """What the problems are parted by, in words."""
 
 CARD_SETTINGS = (
-    "top_k",
+    "kd_top_k",
+    "top_k",  # its name in runs of 0.1.0
     "kd_temperature",
     "kd_weight",
     "kd_support",
@@ -165,22 +179,15 @@ def write_report(
         FileNotFoundError: If a folder lacks what it should hold.
         ValueError: If the predictions cannot be compared; see `compare_models`.
     """
-    require_report_extra()
     evaluation_dir, output_dir = Path(evaluation_dir), Path(output_dir)
-    predictions_path = evaluation_dir / "predictions.jsonl"
-    if not predictions_path.is_file():
-        raise FileNotFoundError(
-            f"No predictions.jsonl in {evaluation_dir}: give the folder that the evaluate stage wrote."
-        )
-    predictions = [{key: printable(value) for key, value in row.items()} for row in read_jsonl(predictions_path)]
+    predictions = [_printable(prediction) for prediction in read_predictions(evaluation_dir)]
     comparison = compare_models(
         predictions, base=base, teacher=teacher, control=control, student=student, resamples=resamples, seed=seed
     )
     place = list(comparison.models)
-    for row in predictions:
-        row["model"] = run_of(row["model"])[0]  # from here on all runs of a model are one
-        row["error"] = classify_error(row)
-    predictions.sort(key=lambda row: place.index(row["model"]))  # so that every table has the same order
+    # From here on all runs of a model are one, and in the order of every table
+    predictions = [dataclasses.replace(each, model=run_of(each.model)[0]) for each in predictions]
+    predictions.sort(key=lambda each: place.index(each.model))
     colors = model_colors(comparison)
     stages = trace_provenance([evaluation_dir, *(training or {}).values(), *([store] if store else [])])
     page = {
@@ -190,7 +197,7 @@ def write_report(
         "charts": _charts(comparison, colors),
         "dimensions": DIMENSIONS,
         "behaviour": _behaviour(predictions),
-        "metrics": _metrics(evaluation_dir / "metrics.json", comparison),
+        "metrics": _metrics(evaluation_dir / METRICS_NAME, comparison),
         "errors": _errors(predictions),
         "curves": draw_curves(training or {}, colors),
         "store": summarize_store(Path(store)) if store else None,
@@ -204,16 +211,6 @@ def write_report(
         with atomic_write(output_dir / name) as handle:
             handle.write(render(f"{name}.j2", page))
     return comparison
-
-
-def require_report_extra() -> None:
-    """Fail before the work, not after it.
-
-    Raises:
-        MissingExtraError: If matplotlib or Jinja2 is not installed.
-    """
-    for module in ("jinja2", "matplotlib"):
-        require_extra("report", module)
 
 
 def model_colors(comparison: Comparison) -> dict[str, str]:
@@ -255,24 +252,19 @@ def _student_settings(stages: Sequence[StageManifest]) -> dict[str, Any]:
     return {name: value for name, value in distilled[-1].config.items() if name in CARD_SETTINGS} if distilled else {}
 
 
-def _behaviour(predictions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _behaviour(predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
     """Per model: tokens and seconds per answer, and the share of truncated answers."""
-    rows_of: dict[str, list[Mapping[str, Any]]] = {}
-    for row in predictions:
-        rows_of.setdefault(row["model"], []).append(row)
+    answers_of: dict[str, list[Prediction]] = {}
+    for each in predictions:
+        answers_of.setdefault(each.model, []).append(each)
     return {
         model: {
-            "tokens": _mean(row.get("num_tokens") for row in rows),
-            "seconds": _mean(row.get("seconds") for row in rows),
-            "truncated": _mean(float(row.get("finish_reason") == "length") for row in rows),
+            "tokens": statistics.fmean(each.num_tokens for each in answers),
+            "seconds": statistics.fmean(each.seconds for each in answers),
+            "truncated": statistics.fmean(each.finish_reason == "length" for each in answers),
         }
-        for model, rows in rows_of.items()
+        for model, answers in answers_of.items()
     }
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
 
 
 def _metrics(path: Path, comparison: Comparison) -> dict[str, dict[str, Any]]:
@@ -285,11 +277,11 @@ def _metrics(path: Path, comparison: Comparison) -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in comparison.models if name in found}
 
 
-def _errors(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _errors(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Counts of the kinds of errors that occur, per model, and their chart."""
     counts: dict[str, Counter[str]] = {}
-    for row in predictions:
-        counts.setdefault(row["model"], Counter())[row["error"]] += 1
+    for each in predictions:
+        counts.setdefault(each.model, Counter())[classify_error(each)] += 1
     wrong = [kind for kind in ERROR_KINDS if kind != "correct"]
     colors = {
         kind: color
@@ -300,19 +292,17 @@ def _errors(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"kinds": list(colors), "counts": counts, "chart": charts.error_chart(shares, colors) if colors else None}
 
 
-def _examples(
-    predictions: Sequence[Mapping[str, Any]], comparison: Comparison, count: int, seed: int
-) -> list[dict[str, Any]]:
+def _examples(predictions: Sequence[Prediction], comparison: Comparison, count: int, seed: int) -> list[dict[str, Any]]:
     """Problems by outcome of the headline pair, drawn at random: what was fixed, what broke, and what did not change."""
-    answers: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in predictions:
-        answers.setdefault(row["problem_id"], {}).setdefault(row["model"], row)  # the first of several samples
+    answers: dict[str, dict[str, Prediction]] = {}
+    for each in predictions:
+        answers.setdefault(each.problem_id, {}).setdefault(each.model, each)  # the first of several samples
     pair = comparison.headline
     first = pair.first if pair else next(iter(comparison.models))
     second = pair.second if pair else first
     groups: dict[tuple[bool, bool], list[str]] = {}
     for problem, by_model in answers.items():
-        outcome = (by_model[first]["status"] == "correct", by_model[second]["status"] == "correct")
+        outcome = (by_model[first].status == "correct", by_model[second].status == "correct")
         groups.setdefault(outcome, []).append(problem)
     titles = {
         (True, False): f"Fixed: {first} is right, {second} is not",
@@ -330,23 +320,23 @@ def _examples(
     return [group for group in shown if group["problems"]]
 
 
-def _example(by_model: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    row = next(iter(by_model.values()))
+def _example(by_model: Mapping[str, Prediction]) -> dict[str, Any]:
+    first = next(iter(by_model.values()))
     return {
-        "id": row["problem_id"],
-        "kind": row.get("kind"),
-        "question": row.get("question", ""),
-        "gold": row.get("gold"),
+        "id": first.problem_id,
+        "kind": first.kind,
+        "question": first.question,
+        "gold_answer": first.gold_answer,
         "answers": [
             {
                 "model": model,
-                "error": answer["error"],
-                "reason": answer.get("reason"),
-                "answer": answer.get("answer"),
-                "tokens": answer.get("num_tokens"),
-                "text": answer["output"][:MAX_OUTPUT],
-                "left_out": max(0, len(answer["output"]) - MAX_OUTPUT),
+                "error": classify_error(each),
+                "reason": each.reason,
+                "extracted_answer": each.extracted_answer,
+                "tokens": each.num_tokens,
+                "completion": each.completion[:MAX_OUTPUT],
+                "left_out": max(0, len(each.completion) - MAX_OUTPUT),
             }
-            for model, answer in by_model.items()
+            for model, each in by_model.items()
         ],
     }

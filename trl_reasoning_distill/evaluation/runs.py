@@ -8,8 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.data.files import read_json
+from trl_reasoning_distill.data.files import read_json, read_jsonl
 from trl_reasoning_distill.data.manifest import WHERE_AND_HOW, StageManifest, read_manifest
+from trl_reasoning_distill.data.schema import Prediction
+
+PREDICTIONS_NAME = "predictions.jsonl"
+METRICS_NAME = "metrics.json"
 
 _TRAININGS = ("sft", "distill", "gkd")
 _STORES = ("align", "capture")  # the aligned store is the one that was trained on
@@ -49,6 +53,19 @@ class Run:
     def seconds(self) -> float:
         """Wall time of all stages."""
         return sum(stage.wall_seconds for stage in self.stages.values())
+
+
+def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
+    """What the evaluate stage wrote into a folder.
+
+    Raises:
+        FileNotFoundError: If there are no predictions in it.
+        ValueError: For a row that is none, with its number.
+    """
+    path = Path(folder) / PREDICTIONS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"No {PREDICTIONS_NAME} in {folder}: give the folder that the evaluate stage wrote.")
+    return [Prediction.from_row(row, f"{path}, row {number}") for number, row in enumerate(read_jsonl(path), start=1)]
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:

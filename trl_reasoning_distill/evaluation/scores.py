@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from trl_reasoning_distill.data.schema import Prediction
+
 RUN_MARK = "@"
 """`sft@3` is the run `3` of the model `sft`."""
 
@@ -71,26 +73,30 @@ class Scores:
         )
 
 
-def collect_scores(predictions: Iterable[Mapping[str, Any]]) -> Scores:
+def collect_scores(predictions: Iterable[Prediction | Mapping[str, Any]]) -> Scores:
     """Arrange predictions as runs × problems per model, refusing what cannot be paired.
+
+    Args:
+        predictions: Predictions, or rows of such.
 
     Raises:
         ValueError: If there is no prediction, the models did not answer the same problems equally often, one answer occurs twice,
             or `NAME` and `NAME@SEED` stand side by side.
     """
-    verdicts: dict[str, dict[str, dict[Any, bool]]] = {}
+    verdicts: dict[str, dict[str, dict[int, bool]]] = {}
     undecided: Counter[str] = Counter()
-    facts: dict[str, Mapping[str, Any]] = {}
+    first_of: dict[str, Prediction] = {}
     for row in predictions:
-        model, problem, sample = row["model"], row["problem_id"], row.get("sample", 0)
-        answers = verdicts.setdefault(model, {}).setdefault(problem, {})
-        if sample in answers:
+        each = row if isinstance(row, Prediction) else Prediction.from_row(row)
+        answers = verdicts.setdefault(each.model, {}).setdefault(each.problem_id, {})
+        if each.sample in answers:
             raise ValueError(
-                f"The predictions hold sample {sample} of model {model!r} for problem {problem!r} twice; remove one of them."
+                f"The predictions hold sample {each.sample} of model {each.model!r} for problem {each.problem_id!r} twice; remove one "
+                "of them."
             )
-        answers[sample] = row["status"] == "correct"
-        undecided[run_of(model)[0]] += row["status"] == "undecided"
-        facts.setdefault(problem, row)
+        answers[each.sample] = each.status == "correct"
+        undecided[run_of(each.model)[0]] += each.status == "undecided"
+        first_of.setdefault(each.problem_id, each)
     if not verdicts:
         raise ValueError(
             "There are no predictions to compare: predictions.jsonl is empty. Run the evaluate stage first."
@@ -102,11 +108,11 @@ def collect_scores(predictions: Iterable[Mapping[str, Any]]) -> Scores:
         name: np.array([[np.mean(list(verdicts[m][p].values())) for p in problems] for m in members])
         for name, members in grouped.items()
     }
-    rows = [facts[problem] for problem in problems]
+    asked = [first_of[problem] for problem in problems]
     labels = {
-        "steps": tuple(_step_label(row.get("reference_steps")) for row in rows),
-        "length": _length_labels([len(str(row.get("question") or "").split()) for row in rows]),
-        "kind": tuple(str(row.get("kind") or "") for row in rows),
+        "steps": tuple(_step_label(each.reference_steps) for each in asked),
+        "length": _length_labels([len(each.question.split()) for each in asked]),
+        "kind": tuple(each.kind for each in asked),
     }
     runs = {name: tuple(run_of(member)[1] for member in members) for name, members in grouped.items()}
     return Scores(problems, values, runs, labels, {name: undecided[name] for name in grouped}, samples)
@@ -132,7 +138,7 @@ def _group(names: Sequence[str]) -> dict[str, list[str]]:
     return grouped
 
 
-def _check(verdicts: Mapping[str, Mapping[str, Mapping[Any, bool]]], problems: Sequence[str]) -> int:
+def _check(verdicts: Mapping[str, Mapping[str, Mapping[int, bool]]], problems: Sequence[str]) -> int:
     """Refuse unequal problems or numbers of samples; return the number of samples."""
     first = next(iter(verdicts))
     for model, answered in verdicts.items():
@@ -158,8 +164,8 @@ def _length_labels(words: Sequence[int]) -> tuple[str, ...]:
     return tuple(names[(count > low) + (count > high)] for count in words)
 
 
-def _step_label(steps: Any) -> str:
-    if not isinstance(steps, int) or steps < 1:
+def _step_label(steps: int | None) -> str:
+    if steps is None or steps < 1:
         return ""
     return f"> {_MAX_STEPS} steps" if steps > _MAX_STEPS else f"{steps} step{'s' if steps > 1 else ''}"
 

@@ -15,7 +15,6 @@ from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Verdict
 from trl_reasoning_distill.teacher.sampling import GenerationOutput
 from trl_reasoning_distill.terminal import BOLD, DIM, GREEN, RED, YELLOW, paint, printable
-from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answer
 
 MIN_COLUMN = 34  # narrower columns than this stand below each other
@@ -32,7 +31,7 @@ class Reply:
         name: The model's role.
         reasoning: What it thought, if it did.
         text: What it said after that.
-        answer: The final answer found in it.
+        extracted_answer: The final answer found in it.
         verdict: Whether that is right; `None` without a gold answer.
         note: Tokens, seconds, and whether the text was cut.
     """
@@ -40,7 +39,7 @@ class Reply:
     name: str
     reasoning: str
     text: str
-    answer: str | None
+    extracted_answer: str | None
     verdict: Verdict | None
     note: str
 
@@ -51,13 +50,14 @@ def make_reply(name: str, output: GenerationOutput, response_format: ReasoningFo
     reasoning, text = parsed.reasoning or "", parsed.answer or ""
     if not text:  # nothing that its format calls an answer: show what there is
         reasoning, text = ("", output.text) if not reasoning else (reasoning, "")
+    verdict = verify_answer(output.text, gold)
     cut = ", cut at the token limit" if output.finish_reason == "length" else ""
     return Reply(
         name=name,
         reasoning=printable(reasoning),
         text=printable(text),
-        answer=printable(extract_answer(output.text).answer or "") or None,
-        verdict=verify_answer(output.text, gold) if gold is not None else None,
+        extracted_answer=printable(verdict.extracted or "") or None,
+        verdict=verdict if gold is not None else None,
         note=f"{output.num_tokens} tokens, {output.seconds:.1f} s{cut}",
     )
 
@@ -92,7 +92,7 @@ def _lines(reply: Reply, width: int) -> Iterator[tuple[str, str]]:
     for line in _wrap(reply.text, width):
         yield line, "bold"
     if reply.verdict is None:
-        told, style = (f"answer: {reply.answer}" if reply.answer else "no answer"), "dim"
+        told, style = (f"answer: {reply.extracted_answer}" if reply.extracted_answer else "no answer"), "dim"
     else:
         told, style = (
             f"{_MARKS[reply.verdict.status]} {reply.verdict.status}: {reply.verdict.reason}",

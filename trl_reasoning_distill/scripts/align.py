@@ -12,49 +12,36 @@ Writes `output_dir/store`; then `distill` with `teacher_logits: output_dir`.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
+from trl_reasoning_distill.options import Count, option
+from trl_reasoning_distill.scripts.planning import EXAMPLES, Plan
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
 
 if TYPE_CHECKING:
     from trl import TrlParser
 
-    from trl_reasoning_distill.teacher.store import TopKStore
+    from trl_reasoning_distill.data.manifest import StageRun
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AlignArguments(StageArguments):
     """The teacher's store and the student it is for."""
 
-    store: str = field(default="", metadata={"help": "The teacher's store: the capture stage's folder. Required."})
-    student: str = field(default="", metadata={"help": "The student: folder or hub name of a model. Required."})
-    student_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a hub model."})
-    teacher_tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Folder or hub name of the teacher's tokenizer. Default: the teacher that the store names."},
+    store: str = option(help="The teacher's store: the capture stage's folder.")
+    student: str = option(help="The student: folder or hub name of a model.")
+    student_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    teacher_tokenizer: str | None = option(
+        None, "Folder or hub name of the teacher's tokenizer. Default: the teacher that the store names."
     )
-    top_k: int | None = field(
-        default=None, metadata={"help": "Tokens kept per position. Default: as many as the store has."}
+    store_top_k: Count | None = option(None, "Tokens kept per position. Default: as many as the store has.")
+    chat_template_path: str | None = option(
+        None, "Chat template to use instead of the student's: a .jinja file, or a model with one."
     )
-    chat_template_path: str | None = field(
-        default=None,
-        metadata={"help": "Chat template to use instead of the student's: a .jinja file, or a model with one."},
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("store", "student"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is missing: give it with --{name} or in the YAML.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is at least 1, found {self.top_k}.")
+    trust_remote_code: bool = option(False, "Run code that comes with a hub model. Off unless you trust it.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -64,58 +51,75 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser((AlignArguments,), prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    (options,) = parse_stage(make_parser(), args)
+class Align(Stage):
+    """Map a store to a student's ids."""
 
-    from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.hub import load_tokenizer
-    from trl_reasoning_distill.teacher.store import TopKStore
-    from trl_reasoning_distill.teacher.store.alignment import align_store
+    name = "align"
 
-    store = TopKStore.open(options.store)
-    teacher_name = options.teacher_tokenizer or store.tokenizer_name
-    trust = options.trust_remote_code
-    student = load_tokenizer(
-        options.student,
-        revision=options.student_revision,
-        chat_template=options.chat_template_path,
-        trust_remote_code=trust,
-    )
-    teacher = load_tokenizer(teacher_name, trust_remote_code=trust)
-    vocab_size = _vocab_size(options)
-    if options.dry_run:
-        _print_plan(store, teacher, student, vocab_size)
-        return
-    with StageRun(
-        "align",
-        options.output_dir,
-        dataclasses.asdict(options),
-        {"store": str(store.path), "student": options.student},
-        overwrite=options.overwrite,
-    ) as run:
-        if run.is_finished:
-            print(f"align: nothing to do, {options.output_dir} holds this run's result")
-            return
-        output = Path(options.output_dir) / "store"
+    def __init__(self, options: AlignArguments) -> None:
+        from trl_reasoning_distill.hub import load_tokenizer
+        from trl_reasoning_distill.teacher.store import TopKStore
+
+        self.options, self.output_dir = options, options.output_dir
+        self.store = TopKStore.open(options.store)
+        trust = options.trust_remote_code
+        self.student = load_tokenizer(
+            options.student,
+            revision=options.student_revision,
+            chat_template=options.chat_template_path,
+            trust_remote_code=trust,
+        )
+        self.teacher = load_tokenizer(options.teacher_tokenizer or self.store.tokenizer_name, trust_remote_code=trust)
+        self.vocab_size = _vocab_size(options)
+        self.settings = settings_of(options)
+        self.inputs = {"store": str(self.store.path), "student": options.student}
+
+    def plan(self) -> Plan:
+        """How much the two vocabularies share, how much of the first rows' positions, and two rows with those that get a record marked."""
+        import numpy as np
+
+        from trl_reasoning_distill.data.examples import describe_examples
+        from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, supervised_positions
+        from trl_reasoning_distill.teacher.store.alignment import RowAligner
+
+        store = self.store
+        aligner = RowAligner(self.teacher, self.student, store.fingerprint, self.vocab_size)
+        rows = [aligner.align(store.row(i), store.example(i)) for i in range(min(100, store.rows))]
+        has_record = [sources >= 0 for _, _, sources in rows]
+        counts = aligner.id_counts()
+        line = (
+            f"align: {counts['mapped_ids']:,} of {counts['teacher_ids']:,} teacher ids have a twin; "
+            f"{np.mean(np.concatenate(has_record)):.1%} of the supervised positions of the first {len(rows)} of {store.rows:,} rows would have a record"
+        )
+        examples = []
+        for (ids, labels, _), kept in zip(rows[:EXAMPLES], has_record, strict=False):
+            supervised = supervised_positions(labels)
+            recorded = {t for t, has in zip(supervised, kept, strict=True) if has}
+            marked = [i if t in recorded else IGNORE_INDEX for t, i in enumerate(ids)]
+            examples.append({"input_ids": ids, "labels": marked})
+        disk = sum(entry["bytes"] for entry in store.manifest["shards"])
+        return Plan(f"{line}\n{describe_examples(examples, self.student)}", rows=store.rows, disk=disk)
+
+    def run(self, run: StageRun) -> Outcome:
+        """Align."""
+        from trl_reasoning_distill.teacher.store.alignment import align_store
+
+        output = Path(self.output_dir) / "store"
         shutil.rmtree(output, ignore_errors=True)  # a killed run left it; aligning takes minutes, so it starts again
         report = align_store(
-            store,
-            student,
+            self.store,
+            self.student,
             output,
-            teacher_tokenizer=teacher,
-            top_k=options.top_k,
-            student_vocab_size=vocab_size,
+            teacher_tokenizer=self.teacher,
+            top_k=self.options.store_top_k,
+            student_vocab_size=self.vocab_size,
             progress=True,
         )
-        result = (
+        return {"positions": report.positions, "kept_positions": report.kept_positions}, (
             f"{report.kept_positions:,} of {report.positions:,} positions kept ({report.kept_share:.1%}) · "
-            f"{report.kept_mass:.4f} of {report.teacher_mass:.4f} Top-{store.top_k} mass kept there · "
+            f"{report.kept_mass:.4f} of {report.teacher_mass:.4f} Top-{self.store.top_k} mass kept there · "
             f"{report.mapped_ids:,} of {report.teacher_ids:,} ids have a twin"
         )
-        run.finish({"positions": report.positions, "kept_positions": report.kept_positions}, result)
-        print(f"align: {result}")
 
 
 def _vocab_size(options: AlignArguments) -> int | None:
@@ -127,30 +131,7 @@ def _vocab_size(options: AlignArguments) -> int | None:
     return None if config is None else config.get_text_config().vocab_size
 
 
-def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | None) -> None:
-    """How much the two vocabularies share, how much of the first rows' positions, and two rows with those that get a record marked."""
-    import numpy as np
-
-    from trl_reasoning_distill.data.examples import describe_examples
-    from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, supervised_positions
-    from trl_reasoning_distill.scripts.planning import EXAMPLES
-    from trl_reasoning_distill.teacher.store.alignment import RowAligner
-
-    aligner = RowAligner(teacher, student, store.fingerprint, vocab_size)
-    rows = [aligner.align(store.row(i), store.example(i)) for i in range(min(100, store.rows))]
-    has_record = [sources >= 0 for _, _, sources in rows]
-    counts = aligner.id_counts()
-    print(
-        f"align: {counts['mapped_ids']:,} of {counts['teacher_ids']:,} teacher ids have a twin; "
-        f"{np.mean(np.concatenate(has_record)):.1%} of the supervised positions of the first {len(rows)} of {store.rows:,} rows would have a record"
-    )
-    examples = []
-    for (ids, labels, _), kept in zip(rows[:EXAMPLES], has_record, strict=False):
-        supervised = supervised_positions(labels)
-        recorded = {t for t, has in zip(supervised, kept, strict=True) if has}
-        examples.append({"input_ids": ids, "labels": [i if t in recorded else IGNORE_INDEX for t, i in enumerate(ids)]})
-    print(describe_examples(examples, student))
-
+main = stage_main(Align, make_parser)
 
 if __name__ == "__main__":
     main()

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from trl_reasoning_distill.options import (
+    Count,
+    CountOrZero,
+    JsonMapping,
+    NonNegative,
+    PositiveShare,
+    Share,
+    check_options,
+    option,
+)
+from trl_reasoning_distill.teacher.sampling import LoadingOptions, ServerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -13,10 +25,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.data.schema import Problem
+    from trl_reasoning_distill.data.schema import Problem, TrainingRow, VerifiedTrace
     from trl_reasoning_distill.teacher.sampling import SamplingConfig
     from trl_reasoning_distill.teacher.scoring import Reader
-    from trl_reasoning_distill.teacher.selection import SelectionConfig, VerifiedTrace
+    from trl_reasoning_distill.teacher.selection import SelectionConfig
     from trl_reasoning_distill.trainer.accuracy import HeldOutProblem
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
@@ -26,40 +38,23 @@ OF_THE_SOURCE = "source"
 """As `response_format`: the format of the source's own answers."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ProblemArguments:
     """Which problems."""
 
-    source: str = field(
-        default="",
-        metadata={
-            "help": "A named source (gsm8k, math500, synthetic_arithmetic, …), a path to a file, or hub:ORGANISATION/NAME. Required."
-        },
+    source: str = option(
+        help="A named source (gsm8k, math500, synthetic_arithmetic, …), a path to a file, or hub:ORGANISATION/NAME."
     )
-    split: str | None = field(default=None, metadata={"help": "Which part of the source; default: its first."})
-    limit: int | None = field(
-        default=None, metadata={"help": "At most this many problems, a sample drawn with problem_seed."}
-    )
-    problem_seed: int = field(
-        default=0, metadata={"help": "Seed of that sample, and of the problems synthetic_arithmetic makes."}
-    )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with local copies of named sources, instead of the hub."}
-    )
-    source_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": 'Further options of the source, such as {"steps": [1, 2]} or {"columns": {"question": "prompt"}}.'
-        },
+    split: str | None = option(None, "Which part of the source; default: its first.")
+    limit: Count | None = option(None, "At most this many problems, a sample drawn with problem_seed.")
+    problem_seed: CountOrZero = option(0, "Seed of that sample, and of the problems synthetic_arithmetic makes.")
+    data_dir: str | None = option(None, "Folder with local copies of named sources, instead of the hub.")
+    source_options: JsonMapping | None = option(
+        None, 'Further options of the source, such as {"steps": [1, 2]} or {"columns": {"question": "prompt"}}.'
     )
 
     def __post_init__(self) -> None:
-        from trl_reasoning_distill.teacher.sampling import parse_mapping
-
-        if not self.source:
-            raise ValueError("source is missing: say which problems, such as --source gsm8k, --source problems.jsonl.")
-        if isinstance(self.source_options, str):
-            self.source_options = parse_mapping(self.source_options, "source_options")
+        check_options(self)
 
     def load(self) -> list[Problem]:
         """The problems.
@@ -79,17 +74,14 @@ class ProblemArguments:
 class PromptArguments:
     """How they are asked."""
 
-    response_format: str = field(
-        default="think",
-        metadata={
-            "help": "How reasoning and answer are written: think, gsm8k, boxed, final_answer, plain, or source: as the source writes them."
-        },
+    response_format: str = option(
+        "think",
+        "How reasoning and answer are written: think, gsm8k, boxed, final_answer, plain, or source: as the source writes them.",
     )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "Replaces the format's own system prompt; an empty text sends none."}
-    )
+    system_prompt: str | None = option(None, "Replaces the format's own system prompt; an empty text sends none.")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.response_format != OF_THE_SOURCE:
             self.make_format()
 
@@ -120,16 +112,14 @@ class PromptArguments:
 class SamplingArguments:
     """How tokens are chosen."""
 
-    max_new_tokens: int = field(default=512, metadata={"help": "A completion is cut here."})
-    temperature: float = field(default=0.0, metadata={"help": "0 takes the most likely token (greedy)."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Keep the smallest set of tokens with this probability; 1 keeps all."}
-    )
-    top_k: int = field(default=0, metadata={"help": "Keep this many tokens; 0 keeps all."})
-    seed: int = field(default=0, metadata={"help": "Seed of sampled completions."})
+    max_new_tokens: Count = option(512, "A completion is cut here.")
+    temperature: NonNegative = option(0.0, "0 takes the most likely token (greedy).")
+    top_p: PositiveShare = option(1.0, "Keep the smallest set of tokens with this probability; 1 keeps all.")
+    top_k: CountOrZero = option(0, "Keep this many tokens; 0 keeps all.")
+    seed: CountOrZero = option(0, "Seed of sampled completions.")
 
     def __post_init__(self) -> None:
-        self.make_sampling()
+        check_options(self)
 
     def make_sampling(self) -> SamplingConfig:
         """The checked sampling settings.
@@ -146,35 +136,22 @@ class SamplingArguments:
 class AccuracyArguments:
     """Accuracy in the training loop."""
 
-    accuracy_problems: int = field(
-        default=0,
-        metadata={"help": "Held-out problems answered and verified at each evaluation (eval_math_accuracy); 0: none."},
+    accuracy_problems: CountOrZero = option(
+        0, "Held-out problems answered and verified at each evaluation (eval_math_accuracy); 0: none."
     )
-    accuracy_source: str | None = field(
-        default=None,
-        metadata={
-            "help": "Source of these problems, as of the evaluate stage; default: the evaluation rows, by `answer`."
-        },
+    accuracy_source: str | None = option(
+        None, "Source of these problems, as of the evaluate stage; default: the evaluation rows, by `answer`."
     )
-    accuracy_source_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Options of accuracy_source, such as {"split": "test", "data_dir": "…"}.'},
+    accuracy_source_options: JsonMapping | None = option(
+        None, 'Options of accuracy_source, such as {"split": "test", "data_dir": "…"}.'
     )
-    accuracy_max_new_tokens: int = field(default=512, metadata={"help": "Such an answer is cut here."})
-    accuracy_batch_size: int | None = field(
-        default=None, metadata={"help": "Answers written at once on each device. Default: per_device_eval_batch_size."}
+    accuracy_max_new_tokens: Count = option(512, "Such an answer is cut here.")
+    accuracy_batch_size: Count | None = option(
+        None, "Answers written at once on each device. Default: per_device_eval_batch_size."
     )
 
     def __post_init__(self) -> None:
-        from trl_reasoning_distill.teacher.sampling import parse_mapping
-
-        if self.accuracy_problems < 0 or self.accuracy_max_new_tokens < 1:
-            raise ValueError(
-                f"accuracy_problems={self.accuracy_problems} must not be negative, and "
-                f"accuracy_max_new_tokens={self.accuracy_max_new_tokens} must be at least 1."
-            )
-        if isinstance(self.accuracy_source_options, str):
-            self.accuracy_source_options = parse_mapping(self.accuracy_source_options, "accuracy_source_options")
+        check_options(self)
 
     def check(self, config: ReasoningSFTConfig) -> None:
         """Refuse settings that would fail at the first evaluation, hours from now.
@@ -245,37 +222,24 @@ def _from_rows(rows: Iterable[Mapping[str, Any]], count: int) -> list[HeldOutPro
 class SelectionArguments:
     """Which of a problem's traces become training rows, and how they are written."""
 
-    strategy: str = field(
-        default="first",
-        metadata={
-            "help": "first, shortest, median, agreed, diverse, consensus (majority vote without a gold answer) or all."
-        },
+    strategy: str = option(
+        "first", "first, shortest, median, agreed, diverse, consensus (majority vote without a gold answer) or all."
     )
-    per_problem: int = field(default=1, metadata={"help": "At most this many traces per problem."})
-    response_format: str | None = field(
-        default=None, metadata={"help": "The format the traces are in; default: what the stage before says."}
+    per_problem: Count = option(1, "At most this many traces per problem.")
+    response_format: str | None = option(None, "The format the traces are in; default: what the stage before says.")
+    target_format: str | None = option(None, "Write the training rows in this format instead: think, gsm8k, boxed, …")
+    system_prompt: str | None = option(
+        None, "System prompt of the training rows; default: the format's own, none if empty."
     )
-    target_format: str | None = field(
-        default=None, metadata={"help": "Write the training rows in this format instead: think, gsm8k, boxed, …"}
+    max_pass_rate: PositiveShare = option(1.0, "Leave out problems of which a larger share of the traces is right.")
+    easy_share: Share = option(
+        1.0,
+        "Thin out easy problems: the share to keep of those that are always solved, fewer of the often solved.",
     )
-    system_prompt: str | None = field(
-        default=None,
-        metadata={"help": "System prompt of the training rows; default: the format's own, none if empty."},
-    )
-    max_pass_rate: float = field(
-        default=1.0, metadata={"help": "Leave out problems of which a larger share of the traces is right."}
-    )
-    easy_share: float = field(
-        default=1.0,
-        metadata={
-            "help": "Thin out easy problems: the share to keep of those that are always solved, fewer of the often solved."
-        },
-    )
-    min_agreement: float = field(
-        default=0.5, metadata={"help": "For consensus without a gold answer: the majority's least share."}
-    )
+    min_agreement: Share = option(0.5, "For consensus without a gold answer: the majority's least share.")
 
     def __post_init__(self) -> None:
+        check_options(self)
         from trl_reasoning_distill.data.formatting import ReasoningFormat
 
         for name in (self.response_format, self.target_format):
@@ -306,7 +270,7 @@ class SelectionArguments:
 
 def make_selection(
     traces: Iterable[VerifiedTrace], selection: SelectionArguments, format_name: str
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+) -> tuple[list[TrainingRow], dict[str, int]]:
     """Select.
 
     Returns:
@@ -333,7 +297,7 @@ def write_selection(
     from trl_reasoning_distill.data.files import write_jsonl
 
     rows, counts = make_selection(traces, selection, format_name)
-    write_jsonl(output_dir / "train.jsonl", rows)
+    write_jsonl(output_dir / "train.jsonl", (row.to_row() for row in rows))
     return counts
 
 
@@ -363,84 +327,40 @@ def read_format_name(folder: Path) -> str:
     return name or "think"
 
 
-ENGINES = ("transformers", "openai")
+_OF_THIS_PROCESS = ("dtype", "device_map", "attn_implementation", "quantization", "max_batch_tokens")
 
 
 @dataclass
-class ReaderArguments:
-    """What reads, and its options. An option that means nothing to the chosen engine is refused unless it still holds its default."""
+class ReaderArguments(ServerOptions, LoadingOptions):
+    """What scores the rows, and its options. An option that means nothing to the chosen engine is refused unless it still holds its default."""
 
-    engine: str = field(
-        default="transformers",
-        metadata={
-            "help": "What reads: transformers (this process), or openai (a server that gives prompt log-probs, such as vLLM; T = 1 only)."
-        },
+    engine: Literal["transformers", "openai"] = option(
+        "transformers",
+        "What scores: transformers (this process), or openai (a server that gives prompt log-probs, such as vLLM; T = 1 only).",
     )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Folder or hub name of the teacher's tokenizer. Default: the model itself."},
+    teacher_tokenizer: str | None = option(
+        None, "Folder or hub name of the teacher's tokenizer. Default: the teacher itself."
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a hub model."})
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "[transformers] float32, bfloat16, float16, or auto: the checkpoint's own on an accelerator, float32 on a CPU."
-        },
-    )
-    quantization: str | None = field(
-        default=None, metadata={"help": "[transformers] 4bit (NF4) or 8bit through bitsandbytes."}
-    )
-    device_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "[transformers] auto spreads one model over all visible GPUs and the memory (then launch one process)."
-        },
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "[transformers] sdpa, flash_attention_2, eager, … Default: the model's own."}
-    )
-    max_batch_tokens: int = field(
-        default=16384,
-        metadata={"help": "[transformers] Tokens per batch, padding included; lower it when memory runs out."},
-    )
-    base_url: str | None = field(
-        default=None,
-        metadata={"help": "[openai] The server, such as http://localhost:8000/v1. Default: $OPENAI_BASE_URL."},
-    )
-    api_key_env: str = field(
-        default="OPENAI_API_KEY",
-        metadata={"help": "[openai] Environment variable that holds the key; the key itself is never stored."},
-    )
-    concurrency: int = field(default=16, metadata={"help": "[openai] Requests in flight at once."})
-    request_timeout: float = field(
-        default=600.0, metadata={"help": "[openai] Seconds before a request is given up and retried."}
-    )
-    max_retries: int = field(
-        default=6,
-        metadata={
-            "help": "[openai] Retries per request, with exponential back-off, after 429, 5xx, or a lost connection."
-        },
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
+    max_batch_tokens: Count = option(
+        16384, "[transformers] Tokens per batch, padding included; lower it when memory runs out."
     )
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine={self.engine!r}: choose one of {', '.join(ENGINES)}.")
-        for option in fields(ReaderArguments):
-            engine, bracket, _ = option.metadata.get("help", "").lstrip("[").partition("]")
-            value = getattr(self, option.name)
-            if bracket and engine != self.engine and value != option.default:
+        check_options(self)
+        of_servers = {one.name for one in fields(ServerOptions)}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            is_of_another = one.name in (of_servers if self.engine == "transformers" else _OF_THIS_PROCESS)
+            if is_of_another and value != one.default:
                 raise ValueError(
-                    f"{option.name}={value!r} means nothing to the {self.engine!r} engine; remove it, or choose another engine."
+                    f"{one.name}={value!r} means nothing to the {self.engine!r} engine; remove it, or choose another engine."
                 )
 
     def load_tokenizer(self, model: str, chat_template_path: str | None) -> Any:
         """The tokenizer of the teacher `model`; see `hub.load_tokenizer`."""
         from trl_reasoning_distill.hub import load_tokenizer
 
-        name = self.tokenizer or model
+        name = self.teacher_tokenizer or model
         revision, trust = self.model_revision, self.trust_remote_code
         return load_tokenizer(name, revision=revision, chat_template=chat_template_path, trust_remote_code=trust)
 
@@ -483,8 +403,8 @@ class ReaderArguments:
         from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, tokenizer_fingerprint
 
         made_with: dict[str, Any] = {"engine": self.engine, "teacher": model}
-        if self.tokenizer is not None:
-            made_with["tokenizer_name"] = self.tokenizer
+        if self.teacher_tokenizer is not None:
+            made_with["tokenizer_name"] = self.teacher_tokenizer
         packages = ["tokenizers", "transformers"]
         if self.engine == "transformers":
             packages += ["bitsandbytes", "torch"]

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from trl_reasoning_distill.evaluation.models import ModelSpec
+from trl_reasoning_distill.options import check_options, option
 from trl_reasoning_distill.scripts.arguments import PromptArguments, SamplingArguments
-from trl_reasoning_distill.scripts.stage import is_main_process, parse_stage, stage_main, warn_of_remote_code
+from trl_reasoning_distill.scripts.command import Command, is_main_process
+from trl_reasoning_distill.scripts.stage import parse_stage, stage_main, warn_of_remote_code
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
@@ -36,31 +37,22 @@ GOLD_MARK = "####"
 _PROMPT = "question> "
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ChatArguments:
     """Who is asked, and what."""
 
-    student: str = field(
-        default="", metadata={"help": "The student: folder, hub name, adapter, or engine:name. Required."}
-    )
-    teacher: str | None = field(
-        default=None, metadata={"help": "The teacher, likewise; leave it out to hear the student alone."}
-    )
-    question: str | None = field(default=None, metadata={"help": "Ask this, and leave."})
-    gold: str | None = field(default=None, metadata={"help": "The right answer to it."})
-    color: str = field(default="auto", metadata={"help": "auto (in a terminal), always or never."})
+    student: str = option(help="The student: folder, hub name, adapter, or engine:name.")
+    teacher: str | None = option(None, "The teacher, likewise; leave it out to ask the student alone.")
+    question: str | None = option(None, "Ask this, and leave.")
+    gold: str | None = option(None, "The right answer to it.")
+    color: Literal["auto", "always", "never"] = option("auto", "auto (in a terminal), always or never.")
 
     def __post_init__(self) -> None:
-        if not self.student:
-            raise ValueError(
-                "student is missing: say which model to ask, such as --student runs/x/distill/final_model."
-            )
+        check_options(self)
         if self.gold is not None and self.question is None:
             raise ValueError(
                 f"gold is the answer to a question: give one, or write it as `QUESTION {GOLD_MARK} ANSWER`."
             )
-        if self.color not in ("auto", "always", "never"):
-            raise ValueError(f"color={self.color!r}: choose auto, always or never.")
         for name, model in self.models().items():
             if not model.model:
                 raise ValueError(f"{name} names no model.")
@@ -80,18 +72,17 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 @stage_main
-def main(args: list[str] | None = None) -> None:
+def main(command: Command) -> None:
     """Run the command."""
-    options, prompt, sampling, engine = parse_stage(make_parser(), args)
+    options, prompt, sampling, engine = parse_stage(make_parser(), command)
     if not is_main_process():
         return
 
     from trl_reasoning_distill.evaluation.side_by_side import render
-    from trl_reasoning_distill.terminal import takes_colour
+    from trl_reasoning_distill.terminal import takes_colour, width
 
-    is_terminal = sys.stdout.isatty()
     color = options.color == "always" or (options.color == "auto" and takes_colour())
-    width = shutil.get_terminal_size((80, 24)).columns if is_terminal else 80
+    columns = width() if sys.stdout.isatty() else 80
     warn_of_remote_code([f"{role} {spec.model}" for role, spec in options.models().items() if spec.trusts_remote_code])
     engines = {role: spec.load(engine) for role, spec in options.models().items()}
     response_format, settings = prompt.make_format(), sampling.make_sampling()
@@ -99,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
         replies = ask(engines, question, gold, response_format, settings, sampling.seed)
         if not sys.stdin.isatty() or options.question is not None:
             print(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}")
-        print(render(replies, width=width, color=color) + "\n", flush=True)
+        print(render(replies, width=columns, color=color) + "\n", flush=True)
 
 
 def ask(

@@ -11,94 +11,62 @@ out, and why). `preview` prints counts, lengths, how many rows fit into `max_len
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from trl_reasoning_distill.options import Count, CountOrZero, JsonMapping, PositiveShare, option
 from trl_reasoning_distill.scripts.arguments import PromptArguments
-from trl_reasoning_distill.scripts.stage import (
-    TrainingStageArguments,
-    is_main_process,
-    open_run,
-    parse_stage,
-    settings_of,
-    stage_main,
-)
+from trl_reasoning_distill.scripts.command import check_given
+from trl_reasoning_distill.scripts.planning import EXAMPLES, Plan
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, TrainingStageArguments, settings_of, stage_main
 
 if TYPE_CHECKING:
     from trl import TrlParser
 
+    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.mixture import Mixture
     from trl_reasoning_distill.data.preview import Item
 
-ACTIONS = ("prepare", "preview")
-_EXAMPLES = 2  # of a dry run
 
-
-@dataclass
+@dataclass(kw_only=True)
 class DataArguments(TrainingStageArguments):
     """Which problems, how many of each, and what is left out."""
 
-    action: str = field(default="prepare", metadata={"help": "prepare or preview; also as the first word."})
-    output_dir: str = field(default="", metadata={"help": "[prepare] Folder for what this stage makes. Required."})
-    mixture: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Source to count, or to {"count" or "weight", "split", "fallback", …}. Required to prepare.'},
+    action: Literal["prepare", "preview"] = option("prepare", "prepare or preview; also as the first word.")
+    output_dir: str = option("", "[prepare] Folder for what this stage makes. Required to prepare.")
+    mixture: JsonMapping | None = option(
+        None, 'Source to count, or to {"count" or "weight", "split", "fallback", …}. Required to prepare.'
     )
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "[preview] A stage's folder, or a JSONL file of problems or training rows, instead of a mixture."
-        },
+    dataset: str | None = option(
+        None, "[preview] A stage's folder, or a JSONL file of problems or training rows, instead of a mixture."
     )
-    total: int | None = field(default=None, metadata={"help": "Problems in all, for sources with a weight."})
-    seed: int = field(default=0, metadata={"help": "Seed of the samples and of the order."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with local copies of named sources, instead of the hub."}
+    total: Count | None = option(None, "Problems in all, for sources with a weight.")
+    seed: CountOrZero = option(0, "Seed of the samples and of the order.")
+    data_dir: str | None = option(None, "Folder with local copies of named sources, instead of the hub.")
+    deduplicate: Literal["near", "exact", "off"] = option(
+        "near", "Leave out equal questions (exact), also nearly equal ones (near), or none (off)."
     )
-    deduplicate: str = field(
-        default="near",
-        metadata={"help": "Leave out equal questions (exact), also nearly equal ones (near), or none (off)."},
+    near_duplicate_threshold: PositiveShare = option(
+        0.8, "Share of word 3-grams that nearly equal questions have in common (Jaccard)."
     )
-    near_duplicate_threshold: float = field(
-        default=0.8, metadata={"help": "Share of word 3-grams that nearly equal questions have in common (Jaccard)."}
+    decontaminate: list[str] = option(
+        ["all"], "Leave out problems of these evaluation sets: all, none, or names such as gsm8k:test math500."
     )
-    decontaminate: list[str] = field(
-        default_factory=lambda: ["all"],
-        metadata={
-            "help": "Leave out problems of these evaluation sets: all, none, or names such as gsm8k:test math500."
-        },
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder or hub name of a tokenizer, to give lengths in its tokens."}
-    )
-    max_length: int = field(default=1024, metadata={"help": "Tokens; the table says how many rows fit."})
-    samples: int = field(default=1, metadata={"help": "Rows of each source to print."})
-    chart: str | None = field(
-        default=None, metadata={"help": "File for the histogram as a picture, such as lengths.png; needs matplotlib."}
-    )
+    tokenizer: str | None = option(None, "Folder or hub name of a tokenizer, to give lengths in its tokens.")
+    max_length: Count = option(1024, "Tokens; the table says how many rows fit.")
+    samples: CountOrZero = option(1, "Rows of each source to print.")
+    chart: str | None = option(None, "File for the histogram as a picture, such as lengths.png.")
 
     def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise ValueError(f"{self.action!r} is nothing that can be done with data; choose {' or '.join(ACTIONS)}.")
-        if isinstance(self.mixture, str):
-            try:
-                self.mixture = json.loads(self.mixture)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"mixture is not JSON ({error}): {self.mixture!r:.80}") from None
-        if self.dataset is None and (not isinstance(self.mixture, dict) or not self.mixture):
+        super().__post_init__()
+        if self.dataset is None and not self.mixture:
             raise ValueError('mixture is missing: map sources to counts, such as {"gsm8k": 3000, "svamp": 500}.')
         if self.dataset is not None and (self.mixture or self.action == "prepare"):
             raise ValueError("dataset is there to be previewed: `data preview --dataset PATH`, without a mixture.")
         if self.action == "prepare" and not self.output_dir:
-            raise ValueError(
-                "output_dir is missing: say where this stage shall write, with --output_dir or in the YAML."
-            )
-        if self.deduplicate not in ("near", "exact", "off"):
-            raise ValueError(f"deduplicate={self.deduplicate!r}: choose near, exact or off.")
+            check_given(["output_dir"])
         if not self.decontaminate or ({"all", "none"} & set(self.decontaminate) and len(self.decontaminate) > 1):
             raise ValueError(f"decontaminate={self.decontaminate}: give all, none, or a list of evaluation sets.")
 
@@ -110,62 +78,63 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser((DataArguments, PromptArguments), prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage; its first word may be the action."""
-    words = list(sys.argv[1:] if args is None else args)
-    if words and not words[0].startswith("--"):
-        words.insert(0, "--action")
-    options, prompt = parse_stage(make_parser(), words)
-    if not is_main_process():
-        return
-    if options.action == "preview":
-        _preview(_dataset_items(options.dataset) if options.dataset else _mixture_items(options, prompt), options)
-    else:
-        _prepare(options, prompt)
+class Data(Stage):
+    """Prepare a mixture of sources, or look into one or into a dataset."""
 
+    name = "data"
 
-def _prepare(options: DataArguments, prompt: PromptArguments) -> None:
-    from trl_reasoning_distill.data.files import write_jsonl
-    from trl_reasoning_distill.data.mixture import worked_rows
-    from trl_reasoning_distill.data.sources import PROBLEMS_NAME
+    def __init__(self, options: DataArguments, prompt: PromptArguments) -> None:
+        self.options, self.prompt, self.output_dir = options, prompt, options.output_dir
+        self.settings = settings_of(options, prompt)
+        for name in ("action", "dataset", "tokenizer", "max_length", "samples", "chart"):
+            del self.settings[name]  # what is shown is no part of what is made
+        self.inputs = {"data_dir": options.data_dir} if options.data_dir else {}
+        self.seed = options.seed
+        self.writes = options.action == "prepare"
 
-    response_format = prompt.make_format()
-    settings = settings_of(options, prompt)
-    for name in ("action", "dataset", "tokenizer", "max_length", "samples", "chart"):
-        settings.pop(name)  # what is shown is no part of what is made
-    inputs = {"data_dir": options.data_dir} if options.data_dir else {}
-    if options.dry_run:
-        mixture = _load(options)
-        rows, not_rendered = worked_rows(mixture.problems, response_format)
+    def load(self) -> tuple[Mixture, list[dict[str, Any]]]:
+        """The mixture, and the training rows of its problems that have a worked solution."""
+        from trl_reasoning_distill.data.mixture import worked_rows
+
+        mixture = load_options(self.options)
+        rows, not_rendered = worked_rows(mixture.problems, self.prompt.make_format())
         mixture.rejected.extend(not_rendered)
-        print(
-            f"data: {len(mixture.problems):,} problems and {len(rows):,} training rows would be written to {options.output_dir}"
-        )
-        options.samples = max(options.samples, math.ceil(_EXAMPLES / max(1, len(mixture.counts))))
-        _preview(_items(mixture, rows), options)
-        print(f"\n{describe_left_out(mixture)}")
-        return
-    with open_run("data", options, settings, inputs, options.seed) as run:
-        if run is None:
-            return
-        mixture = _load(options)
-        rows, not_rendered = worked_rows(mixture.problems, response_format)
-        mixture.rejected.extend(not_rendered)
+        return mixture, rows
+
+    def plan(self) -> Plan:
+        """Counts, what is left out, and two rows; of a preview, the preview itself."""
+        if self.options.action == "preview":
+            items = _dataset_items(self.options.dataset) if self.options.dataset else _items(*self.load())
+            return Plan(preview_text(items, self.options), rows=len(items))
+        mixture, rows = self.load()
+        count = len(mixture.problems)
+        self.options.samples = max(self.options.samples, math.ceil(EXAMPLES / max(1, len(mixture.counts))))
+        lines = [
+            f"data: {count:,} problems and {len(rows):,} training rows would be written to {self.output_dir}",
+            preview_text(_items(mixture, rows), self.options),
+            f"\n{describe_left_out(mixture)}",
+        ]
+        return Plan("\n".join(lines), rows=count, makes=count)
+
+    def run(self, run: StageRun) -> Outcome:
+        """Prepare, and show what is left out."""
+        from trl_reasoning_distill.data.files import write_jsonl
+        from trl_reasoning_distill.data.sources import PROBLEMS_NAME
+
+        mixture, rows = self.load()
         write_jsonl(run.output_dir / PROBLEMS_NAME, (problem.to_row() for problem in mixture.problems))
         write_jsonl(run.output_dir / "rejected.jsonl", (row.to_row() for row in mixture.rejected))
         if rows:
             write_jsonl(run.output_dir / "train.jsonl", rows)
-        _preview(_items(mixture, rows), options)
+        print(preview_text(_items(mixture, rows), self.options))
         left_out = mixture.left_out()
         print(f"\n{describe_left_out(mixture)}")
         causes = [f"{count:,} {cause}" for cause, count in left_out.items() if count and " " not in cause]
-        result = (
+        counts = {"problems": len(mixture.problems), "rows": len(rows), **mixture.counts, **left_out}
+        return counts, (
             f"{len(mixture.problems):,} problems of {len(mixture.counts)} sources, {len(rows):,} training rows; "
             f"left out: {', '.join(causes) or 'none'}"
         )
-        run.finish({"problems": len(mixture.problems), "rows": len(rows), **mixture.counts, **left_out}, result)
-        print(f"data: {result}")
 
 
 def describe_left_out(mixture: Mixture) -> str:
@@ -176,7 +145,7 @@ def describe_left_out(mixture: Mixture) -> str:
     return "\n".join(lines)
 
 
-def _load(options: DataArguments) -> Mixture:
+def load_options(options: DataArguments) -> Mixture:
     from trl_reasoning_distill.data.mixture import load_mixture
 
     assert isinstance(options.mixture, dict)
@@ -195,14 +164,6 @@ def _load(options: DataArguments) -> Mixture:
     )
 
 
-def _mixture_items(options: DataArguments, prompt: PromptArguments) -> list[Item]:
-    from trl_reasoning_distill.data.mixture import worked_rows
-
-    response_format = prompt.make_format()
-    mixture = _load(options)
-    return _items(mixture, worked_rows(mixture.problems, response_format)[0])
-
-
 def _items(mixture: Mixture, rows: list[dict[str, Any]]) -> list[Item]:
     """Problems as the training rows they give, where they give one."""
     from trl_reasoning_distill.data.preview import problem_item, row_item
@@ -212,11 +173,12 @@ def _items(mixture: Mixture, rows: list[dict[str, Any]]) -> list[Item]:
 
 
 def _dataset_items(dataset: str) -> list[Item]:
-    """Training rows of a file or a stage's folder; its problems, if it has no training rows."""
-    from trl_reasoning_distill.data.files import read_jsonl
+    """Training rows of a file or a stage's folder, of whatever shape; its problems, if it has no training rows."""
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.data.normalization import Reading, normalize_rows
     from trl_reasoning_distill.data.preview import problem_item, row_item
-    from trl_reasoning_distill.data.schema import Problem
-    from trl_reasoning_distill.data.sources import PROBLEMS_NAME
+    from trl_reasoning_distill.data.row_files import read_rows
+    from trl_reasoning_distill.data.sources import PROBLEMS_NAME, read_source
 
     path = Path(dataset)
     if path.is_dir():
@@ -224,13 +186,16 @@ def _dataset_items(dataset: str) -> list[Item]:
         if not found:
             raise FileNotFoundError(f"{path} holds neither train.jsonl nor {PROBLEMS_NAME}.")
         path = found[0]
-    rows = list(read_jsonl(path))
-    if rows and "completion" in rows[0]:
-        return [row_item(row) for row in rows]
-    return [problem_item(Problem.from_row(row, f"{path}, row {number}")) for number, row in enumerate(rows, start=1)]
+    if path.name != PROBLEMS_NAME:
+        read = normalize_rows(read_rows(path), Reading(ReasoningFormat.preset("think")))
+        if read.rows:
+            print(f"{path}: {read}\n")
+            return [row_item(row) for row in read.rows]
+    return [problem_item(problem) for problem in read_source(str(path)).problems]
 
 
-def _preview(items: list[Item], options: DataArguments) -> None:
+def preview_text(items: list[Item], options: DataArguments) -> str:
+    """Counts, lengths and samples; draws the chart that is asked for."""
     from trl_reasoning_distill.data.preview import make_preview
 
     tokenizer = None
@@ -239,11 +204,14 @@ def _preview(items: list[Item], options: DataArguments) -> None:
 
         tokenizer = load_tokenizer(options.tokenizer)
     preview = make_preview(items, tokenizer, options.max_length, seed=options.seed)
-    print(preview.to_text(options.samples))
+    chart = ""
     if options.chart:
         preview.plot(options.chart)
-        print(f"chart: {options.chart}")
+        chart = f"\nchart: {options.chart}"
+    return preview.to_text(options.samples) + chart
 
+
+main = stage_main(Data, make_parser)
 
 if __name__ == "__main__":
     main()

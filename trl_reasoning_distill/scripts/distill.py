@@ -11,14 +11,22 @@ seed and schedule it takes the same steps and tokens as `sft`: the two are a fai
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from trl_reasoning_distill.scripts.arguments import AccuracyArguments
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
-from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
+from trl_reasoning_distill.scripts.stage import stage_main
+from trl_reasoning_distill.scripts.training import TrainingDataArguments, TrainingStage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
     from trl import TrlParser
+
+    from trl_reasoning_distill.data.normalization import Rows
+    from trl_reasoning_distill.teacher.store import TopKStore
+    from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -31,21 +39,35 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser(types, prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    data, config, model, accuracy = parse_stage(make_parser(), args)
+class Distill(TrainingStage):
+    """Distil a stored teacher."""
 
-    from trl_reasoning_distill.teacher.store import TopKStore
-    from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
+    name = "distill"
 
-    store = TopKStore.open(config.teacher_logits)
-    rows = data.load()
-    rows = store.dataset() if rows is None else rows
-    # The store's manifest holds the checksums of all its parts, so its hash stands for the whole
-    inputs = {"teacher_logits": store.path / "manifest.json"}
-    run_training("distill", TopKDistillTrainer, data, config, model, rows=rows, accuracy=accuracy, inputs=inputs)
+    def trainer_class(self) -> type[TopKDistillTrainer]:
+        """The trainer."""
+        from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 
+        return TopKDistillTrainer
+
+    @functools.cached_property
+    def store(self) -> TopKStore:
+        """The teacher's store."""
+        from trl_reasoning_distill.teacher.store import TopKStore
+
+        return TopKStore.open(self.config.teacher_logits)  # type: ignore[attr-defined]
+
+    def load_rows(self) -> Rows:
+        """Those of the dataset, or of the whole store."""
+        rows = self.data.load()
+        return self.store.dataset() if rows is None else rows
+
+    def further_inputs(self) -> Mapping[str, str | PathLike[str]]:
+        """The store's manifest, which holds the checksums of all its parts: its hash stands for the whole."""
+        return {"teacher_logits": self.store.path / "manifest.json"}
+
+
+main = stage_main(Distill, make_parser)
 
 if __name__ == "__main__":
     main()

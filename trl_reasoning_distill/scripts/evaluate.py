@@ -15,17 +15,19 @@ results in the format of another harness too. Then run `report`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_reasoning_distill.evaluation.export import EXPORTS, export_results
 from trl_reasoning_distill.evaluation.models import ModelSpec
+from trl_reasoning_distill.options import Count, NamedWords, Positive, option
 from trl_reasoning_distill.scripts.arguments import ProblemArguments, PromptArguments, SamplingArguments
+from trl_reasoning_distill.scripts.planning import Plan, describe_prompts_of
 from trl_reasoning_distill.scripts.stage import (
+    Outcome,
+    Stage,
     StageArguments,
-    open_run,
-    parse_stage,
     settings_of,
     stage_main,
     warn_of_remote_code,
@@ -33,34 +35,26 @@ from trl_reasoning_distill.scripts.stage import (
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from trl import TrlParser
 
-    from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig
+    from trl_reasoning_distill.data.manifest import StageRun
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateArguments(StageArguments):
     """The models, and how long a verdict may take."""
 
-    models: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Models as name=path; in YAML also a mapping of name to path, or to a mapping with `model` and engine options. Required."
-        },
+    models: NamedWords = option(
+        help="Models as name=path; in YAML also a mapping of name to path, or to a mapping with `model` and engine options."
     )
-    num_samples: int = field(
-        default=1,
-        metadata={"help": "Answers per problem, for pass@k and maj@k; more than one needs a temperature above 0."},
+    num_samples: Count = option(
+        1, "Answers per problem, for pass@k and maj@k; more than one needs a temperature above 0."
     )
-    export: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Also write the results as another harness does, below output_dir/export: lm-eval, lighteval."
-        },
+    export: list[str] = option(
+        [], "Also write the results as another harness does, below output_dir/export: lm-eval, lighteval."
     )
-    verify_timeout: float = field(
-        default=2.0, metadata={"help": "Seconds that verifying one answer may take; then it is undecided."}
-    )
+    verify_timeout: Positive = option(2.0, "Seconds that verifying one answer may take; then it is undecided.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,76 +93,75 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
+class Evaluate(Stage):
+    """Let models answer problems, and verify the answers."""
 
-    from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
-    from trl_reasoning_distill.processes import launch_state
+    name = "evaluate"
+    is_parallel = True
 
-    models = parse_models(options.models)
-    warn_of_remote_code([f"{name} {spec.model}" for name, spec in models.items() if spec.trusts_remote_code])
-    response_format = prompt.make_format(source.source)
-    config = EvaluationConfig(
-        sampling.make_sampling(),
-        response_format,
-        sampling.seed,
-        options.verify_timeout,
-        options.num_samples,
-    )
-    problems = source.load()
-    state = launch_state()
-    if options.dry_run:
-        if state.is_main_process:
-            _print_plan(models, [config.messages(problem.question) for problem in problems], config, engine)
-        return
-    settings = settings_of(options, source, prompt, sampling, engine)
-    settings["response_format"] = response_format.name
-    settings.pop("export", None)  # a finished evaluation can still be exported
-    # Paths count by content, as inputs.
-    settings["models"] = {name: dict(spec.options) for name, spec in models.items()}
-    inputs = {f"models.{name}": spec.model for name, spec in models.items()} | {"source": source.source}
-    inputs |= {
-        f"models.{name}.adapter": spec.options["adapter"] for name, spec in models.items() if "adapter" in spec.options
-    }
-    with open_run("evaluate", options, settings, inputs, sampling.seed, state) as run:
-        if run is None:
-            if state.is_main_process:
-                _export(options, source, settings)
-            return
-        metrics = evaluate_models(models, problems, Path(options.output_dir), config=config, engine=engine)
-        if state.is_main_process:
-            _export(options, source, settings)
-            result = result_line(metrics)
-            run.finish(_counts(metrics), result)
-            print(f"evaluate: {result}")
+    def __init__(
+        self,
+        options: EvaluateArguments,
+        source: ProblemArguments,
+        prompt: PromptArguments,
+        sampling: SamplingArguments,
+        engine: EngineArguments,
+        state: PartialState,
+    ) -> None:
+        from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig
 
+        self.options, self.source, self.engine, self.state = options, source, engine, state
+        self.output_dir, self.seed = options.output_dir, sampling.seed
+        self.models = parse_models(options.models)
+        trusted = {name: spec for name, spec in self.models.items() if spec.trusts_remote_code}
+        warn_of_remote_code([f"{name} {spec.model}" for name, spec in trusted.items()])
+        response_format = prompt.make_format(source.source)
+        self.config = EvaluationConfig(
+            sampling.make_sampling(),
+            response_format,
+            sampling.seed,
+            options.verify_timeout,
+            options.num_samples,
+        )
+        self.problems = source.load()
+        self.settings = settings_of(options, source, prompt, sampling, engine)
+        self.settings["response_format"] = response_format.name
+        del self.settings["export"]  # a finished evaluation can still be exported
+        # Paths count by content, as inputs.
+        self.settings["models"] = {name: dict(spec.options) for name, spec in self.models.items()}
+        adapters = {name: spec.options["adapter"] for name, spec in self.models.items() if "adapter" in spec.options}
+        self.inputs = {f"models.{name}": spec.model for name, spec in self.models.items()} | {"source": source.source}
+        self.inputs |= {f"models.{name}.adapter": adapter for name, adapter in adapters.items()}
 
-def _print_plan(
-    models: Mapping[str, ModelSpec],
-    conversations: list[list[dict[str, str]]],
-    config: EvaluationConfig,
-    engine: EngineArguments,
-) -> None:
-    """What a real run would do, and the first prompts as the models read them, once where they read the same."""
-    from trl_reasoning_distill.scripts.planning import describe_prompts_of
+    def plan(self) -> Plan:
+        """How much would be asked, and the first prompts as the models read them, once where they read the same."""
+        config, count = self.config, len(self.problems)
+        conversations = [config.messages(problem.question) for problem in self.problems]
+        limit = config.sampling.max_new_tokens
+        lines = [
+            f"evaluate: {len(self.models)} models would each give {config.num_samples} answers to each of {count:,} problems"
+        ]
+        shown: list[str] = []
+        for name, spec in self.models.items():
+            text, shown = describe_prompts_of(spec.model, conversations, spec.arguments(self.engine), limit, shown)
+            lines.append(f"{name} = {text}")
+        return Plan("\n".join(lines), rows=count, tokens=count * limit * config.num_samples * len(self.models))
 
-    print(
-        f"evaluate: {len(models)} models would each give {config.num_samples} answers to each of {len(conversations):,} problems"
-    )
-    shown: list[str] = []
-    for name, spec in models.items():
-        arguments, limit = spec.arguments(engine), config.sampling.max_new_tokens
-        text, shown = describe_prompts_of(spec.model, conversations, arguments, limit, shown)
-        print(f"{name} = {text}")
+    def run(self, run: StageRun) -> Outcome:
+        """Evaluate; on all ranks."""
+        from trl_reasoning_distill.evaluation.evaluate import evaluate_models, result_line
 
+        metrics = evaluate_models(
+            self.models, self.problems, Path(self.output_dir), config=self.config, engine=self.engine
+        )
+        return (_counts(metrics), result_line(metrics)) if self.state.is_main_process else ({}, "")
 
-def _export(options: EvaluateArguments, source: ProblemArguments, settings: Mapping[str, Any]) -> None:
-    """Write the results as other harnesses do, where that is asked for."""
-    task = f"{source.source}_{source.split}" if source.split else source.source
-    for harness in options.export:
-        export_results(harness, options.output_dir, task, settings)
+    def after(self) -> None:
+        """Write the results as other harnesses do, where that is asked for."""
+        source = self.source
+        task = f"{source.source}_{source.split}" if source.split else source.source
+        for harness in self.options.export if self.state.is_main_process else ():
+            export_results(harness, self.output_dir, task, self.settings)
 
 
 def _counts(metrics: Mapping[str, Any]) -> dict[str, int | float]:
@@ -177,6 +170,8 @@ def _counts(metrics: Mapping[str, Any]) -> dict[str, int | float]:
         counts |= {f"{name}_{key}": model[key] for key in ("correct", "undecided", "tokens")}
     return counts
 
+
+main = stage_main(Evaluate, make_parser)
 
 if __name__ == "__main__":
     main()

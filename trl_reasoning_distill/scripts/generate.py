@@ -1,7 +1,7 @@
 """Generate chains of thought: the teacher answers problems, n samples for each.
 
     accelerate launch recipes/generate.py --config recipes/quickstart/generate.yaml
-    trl-distill generate --model Qwen/Qwen2.5-7B-Instruct --source gsm8k --num_samples 4 --temperature 0.8 --output_dir runs/x/generate
+    trl-distill generate --teacher Qwen/Qwen2.5-7B-Instruct --source gsm8k --num_samples 4 --temperature 0.8 --output_dir runs/x/generate
 
 Writes `problems.jsonl` (what was asked) and `traces.jsonl` (what was written: question, gold answer, completion, how it
 ended, tokens, seed) to `output_dir`. A killed run goes on where it stopped, also with another number of processes, and makes
@@ -11,69 +11,49 @@ It ends with what that took: tokens, time, and with the server's prices what it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_reasoning_distill.options import Count, NonNegative, option
 from trl_reasoning_distill.scripts.arguments import ProblemArguments, PromptArguments, SamplingArguments
-from trl_reasoning_distill.scripts.stage import StageArguments, open_run, parse_stage, settings_of, stage_main
+from trl_reasoning_distill.scripts.planning import Plan, describe_prompts_of
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from trl import TrlParser
 
+    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.schema import Problem
-    from trl_reasoning_distill.teacher.generation import GenerationConfig
 
 _FEW = 4
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GenerateArguments(StageArguments):
     """The teacher, and how often it is asked."""
 
-    model: str = field(
-        default="",
-        metadata={
-            "help": "The teacher: folder or hub name of a model or adapter; for a server, its name there. Required."
-        },
+    teacher: str = option(help="The teacher: folder or hub name of a model or adapter; for a server, its name there.")
+    num_samples: Count = option(1, "Samples per problem.")
+    until_verified: Count | None = option(
+        None, "Draw further samples for a problem until this many are right, at most max_samples."
     )
-    num_samples: int = field(default=1, metadata={"help": "Samples per problem."})
-    until_verified: int | None = field(
-        default=None,
-        metadata={"help": "Draw further samples for a problem until this many are right, at most max_samples."},
+    max_samples: Count = option(8, "Most samples per problem with until_verified.")
+    few_shot: str | None = option(
+        None,
+        "Source or JSONL of problems with solution and answer, shown to the teacher as earlier turns. Default: zero-shot.",
     )
-    max_samples: int = field(default=8, metadata={"help": "Most samples per problem with until_verified."})
-    few_shot: str | None = field(
-        default=None,
-        metadata={
-            "help": "Source or JSONL of problems with solution and answer, shown to the teacher as earlier turns. Default: zero-shot."
-        },
+    instruct: bool = option(
+        False, "Ask for think tags in a system prompt, which a teacher that was not trained on them needs."
     )
-    instruct: bool = field(
-        default=False,
-        metadata={"help": "Ask for think tags in a system prompt, which a teacher that was not trained on them needs."},
+    num_few_shot: Count | None = option(
+        None, "How many of few_shot are shown, drawn with problem_seed; default: 4 of a source, all of a file."
     )
-    num_few_shot: int | None = field(
-        default=None,
-        metadata={
-            "help": "How many of few_shot are shown, drawn with problem_seed; default: 4 of a source, all of a file."
-        },
-    )
-    input_price: float = field(default=0.0, metadata={"help": "What a million prompt tokens cost, for the summary."})
-    output_price: float = field(default=0.0, metadata={"help": "What a million written tokens cost, for the summary."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.model:
-            raise ValueError("model is missing: say which model is the teacher, with --model or in the YAML.")
-        if self.num_few_shot is not None and self.num_few_shot < 1:
-            raise ValueError(f"num_few_shot={self.num_few_shot}: at least 1; leave few_shot out for zero-shot prompts.")
-        if self.input_price < 0 or self.output_price < 0:
-            raise ValueError(
-                f"Prices cannot be negative: input_price={self.input_price}, output_price={self.output_price}."
-            )
+    input_price: NonNegative = option(0.0, "What a million prompt tokens cost, for the summary.")
+    output_price: NonNegative = option(0.0, "What a million written tokens cost, for the summary.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -84,48 +64,73 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    options, source, prompt, sampling, engine = parse_stage(make_parser(), args)
+class Generate(Stage):
+    """Let a teacher answer problems."""
 
-    from trl_reasoning_distill.processes import launch_state
-    from trl_reasoning_distill.teacher.generation import GenerationConfig, generate, instructed
+    name = "generate"
+    is_parallel = True
 
-    response_format = prompt.make_format(source.source)
-    config = GenerationConfig(
-        num_samples=options.num_samples,
-        until_verified=options.until_verified,
-        max_samples=options.max_samples,
-        seed=sampling.seed,
-        sampling=sampling.make_sampling(),
-        response_format=instructed(response_format) if options.instruct else response_format,
-        few_shot=tuple(_load_few_shot(options, source)),
-    )
-    problems = source.load()
-    state = launch_state()
-    if options.dry_run:
-        if state.is_main_process:
-            _print_plan(problems, config, options.model, engine)
-        return
-    settings = settings_of(options, source, prompt, sampling, engine)
-    settings["response_format"] = config.response_format.name
-    inputs = {"model": options.model, "source": source.source} | (
-        {"few_shot": options.few_shot} if options.few_shot else {}
-    )
-    with open_run("generate", options, settings, inputs, sampling.seed, state) as run:
-        if run is None:
-            return
-        counts = generate(problems, engine.make_engine(options.model), config, options.output_dir)
-        if state.is_main_process:
-            cost = (counts["prompt_tokens"] * options.input_price + counts["tokens"] * options.output_price) / 1e6
-            result = (
-                f"{counts['traces']} traces for {counts['problems']} problems · {counts['cut']} cut at {sampling.max_new_tokens} tokens · "
-                f"{counts['tokens']:,} tokens in {timedelta(seconds=round(counts['seconds']))} ({counts['tokens_per_second']:,.0f} tokens/s)"
-                + (f" · cost {cost:,.2f}" if cost else "")
-            )
-            run.finish(counts | ({"cost": round(cost, 6)} if cost else {}), result)
-            print(f"generate: {result}")
+    def __init__(
+        self,
+        options: GenerateArguments,
+        source: ProblemArguments,
+        prompt: PromptArguments,
+        sampling: SamplingArguments,
+        engine: EngineArguments,
+        state: PartialState,
+    ) -> None:
+        from trl_reasoning_distill.teacher.generation import GenerationConfig, instructed
+
+        self.options, self.sampling, self.engine, self.state = options, sampling, engine, state
+        self.output_dir, self.seed = options.output_dir, sampling.seed
+        response_format = prompt.make_format(source.source)
+        self.config = GenerationConfig(
+            num_samples=options.num_samples,
+            until_verified=options.until_verified,
+            max_samples=options.max_samples,
+            seed=sampling.seed,
+            sampling=sampling.make_sampling(),
+            response_format=instructed(response_format) if options.instruct else response_format,
+            few_shot=tuple(_load_few_shot(options, source)),
+        )
+        self.problems = source.load()
+        self.settings = settings_of(options, source, prompt, sampling, engine)
+        self.settings["response_format"] = self.config.response_format.name
+        self.inputs = {"teacher": options.teacher, "source": source.source}
+        self.inputs |= {"few_shot": options.few_shot} if options.few_shot else {}
+
+    def plan(self) -> Plan:
+        """How much would be asked, and the first prompts."""
+        from trl_reasoning_distill.teacher.generation import build_messages
+
+        config, count = self.config, len(self.problems)
+        most = max(config.num_samples, config.max_samples) if config.until_verified else config.num_samples
+        samples = f"{config.num_samples} to {most}" if most > config.num_samples else f"{most}"
+        limit = config.sampling.max_new_tokens
+        line = (
+            f"generate: {self.options.teacher} would be asked for {samples} samples for each of {count:,} problems, and write at most "
+            f"{count * most * limit:,} tokens"
+        )
+        conversations = [
+            build_messages(each.question, config.response_format, config.few_shot) for each in self.problems
+        ]
+        prompts, _ = describe_prompts_of(self.options.teacher, conversations, self.engine, limit)
+        return Plan(f"{line}\n{prompts}", rows=count, tokens=count * most * limit)
+
+    def run(self, run: StageRun) -> Outcome:
+        """Generate; on all ranks."""
+        from trl_reasoning_distill.teacher.generation import generate
+
+        options = self.options
+        counts = generate(self.problems, self.engine.make_engine(options.teacher), self.config, self.output_dir)
+        if not self.state.is_main_process:
+            return {}, ""
+        cost = (counts["prompt_tokens"] * options.input_price + counts["tokens"] * options.output_price) / 1e6
+        return counts | ({"cost": round(cost, 6)} if cost else {}), (
+            f"{counts['traces']} traces for {counts['problems']} problems · {counts['cut']} cut at {self.sampling.max_new_tokens} tokens · "
+            f"{counts['tokens']:,} tokens in {timedelta(seconds=round(counts['seconds']))} ({counts['tokens_per_second']:,.0f} tokens/s)"
+            + (f" · cost {cost:,.2f}" if cost else "")
+        )
 
 
 def _load_few_shot(options: GenerateArguments, source: ProblemArguments) -> list[Problem]:
@@ -145,21 +150,7 @@ def _load_few_shot(options: GenerateArguments, source: ProblemArguments) -> list
     ).problems
 
 
-def _print_plan(problems: list[Problem], config: GenerationConfig, model: str, engine: EngineArguments) -> None:
-    """What a real run would do, and its first prompts."""
-    from trl_reasoning_distill.scripts.planning import describe_prompts_of
-    from trl_reasoning_distill.teacher.generation import build_messages
-
-    most = max(config.num_samples, config.max_samples) if config.until_verified else config.num_samples
-    samples = f"{config.num_samples} to {most}" if most > config.num_samples else f"{most}"
-    limit = config.sampling.max_new_tokens
-    print(
-        f"generate: {model} would be asked for {samples} samples for each of {len(problems):,} problems, and write at most "
-        f"{len(problems) * most * limit:,} tokens"
-    )
-    conversations = [build_messages(each.question, config.response_format, config.few_shot) for each in problems]
-    print(describe_prompts_of(model, conversations, engine, limit)[0])
-
+main = stage_main(Generate, make_parser)
 
 if __name__ == "__main__":
     main()

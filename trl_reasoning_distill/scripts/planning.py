@@ -1,10 +1,10 @@
-"""What a dry run says of the rows of a training and of the prompts of a model: counts, and two examples."""
+"""What a stage would do, in numbers and in two examples: of the rows of a training, and of the prompts of a model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +23,36 @@ EXAMPLES = 2
 Conversation = Sequence[dict[str, str]]
 
 
+@dataclass
+class Plan:
+    """What a stage would do: `--dry_run` prints it, and the doctor adds memory, time and hazards.
+
+    Attributes:
+        text: For a reader: counts, and examples.
+        rows: Rows or problems that it reads; `None` where that is not known.
+        makes: The most rows that it leaves for the next stage, where these are not the rows it reads.
+        tokens: Tokens that go through its models in all, at most.
+        steps: Optimizer steps of a training.
+        disk: Bytes that it writes.
+        looked_at: Rows of a training that were looked at, where they are too many to look at all.
+        left_out: Why rows of these would be left out, and how many.
+    """
+
+    text: str = ""
+    rows: int | None = None
+    makes: int | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    disk: int = 0
+    looked_at: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def record_bytes(top_k: int, encoding: str = "compact") -> float:
+    """Bytes of one record of a store, measured on stores of natural text."""
+    return (1.8 if encoding == "compact" else 6.5) * top_k
+
+
 def sample_rows(rows: Rows, wanted: int | None) -> tuple[Rows, float]:
     """As many rows as a dry run takes the time for, spread evenly, and how many of the `wanted` ones (`None`: all) each stands for."""
     wanted = min(len(rows), wanted or len(rows))
@@ -33,7 +63,7 @@ def sample_rows(rows: Rows, wanted: int | None) -> tuple[Rows, float]:
     return sampled, wanted / len(sampled)
 
 
-def describe_training(
+def plan_training(
     trainer_class: type[ReasoningSFTTrainer],
     config: ReasoningSFTConfig,
     model: StudentConfig,
@@ -41,8 +71,8 @@ def describe_training(
     eval_rows: Dataset | None,
     ranks: int,
     scale: float,
-) -> str:
-    """What became of the rows, steps and tokens, and two examples. On all ranks; reads no weight, writes nothing.
+) -> Plan:
+    """What becomes of the rows, steps and tokens, and two examples. On all ranks; reads no weight, writes nothing.
 
     Args:
         trainer_class: The trainer.
@@ -69,14 +99,29 @@ def describe_training(
         f"{name} rows that the teacher cannot read: {counts['not_anchored']:,} with other tokens behind its prompt, {counts['too_long']:,} too long"
         for name, counts in prepared.left_out.items()
     ]
-    tokens = [round(count * scale) for count in (prepared.tokens, prepared.reports["train"].supervised_tokens)]
+    tokens, supervised = (
+        round(count * scale) for count in (prepared.tokens, prepared.reports["train"].supervised_tokens)
+    )
     about = "about " if scale > 1 else ""
     lines.append(
-        f"an epoch: {about}{rows:,}{' packed' * config.packing} rows, {tokens[0]:,} tokens, {tokens[1]:,} supervised"
+        f"an epoch: {about}{rows:,}{' packed' * config.packing} rows, {tokens:,} tokens, {supervised:,} supervised"
     )
     batches = f"{batch} per device × {ranks} process{'es' * (ranks > 1)} × {accumulation} accumulated"
     lines.append(f"{steps:,} steps of {batch * ranks * accumulation:,} rows ({batches})")
-    return "\n".join([*lines, prepared.examples])
+    passes = steps * batch * ranks * accumulation / max(1, rows)
+    report = prepared.reports["train"]
+    return Plan(
+        "\n".join([*lines, prepared.examples]),
+        rows=rows,
+        tokens=round(tokens * passes),
+        steps=steps,
+        looked_at=len(train_rows),
+        left_out={
+            "longer than max_length": report.overlong,
+            "without a supervised token": report.unsupervised,
+            "with a malformed thought": len(report.malformed),
+        },
+    )
 
 
 def optimizer_steps(rows: int, batch: int, accumulation: int, epochs: float, max_steps: int) -> int:
@@ -84,13 +129,6 @@ def optimizer_steps(rows: int, batch: int, accumulation: int, epochs: float, max
     if max_steps > 0:
         return max_steps
     return math.ceil(epochs * max(1, math.ceil(math.ceil(rows / batch) / accumulation)))
-
-
-def student_config(options: Mapping[str, Any]) -> StudentConfig:
-    """The student's configuration out of all options of a training: presets and defaults are resolved there."""
-    from trl_reasoning_distill.trainer.config import StudentConfig
-
-    return StudentConfig(**{field.name: options[field.name] for field in fields(StudentConfig) if field.init})
 
 
 def describe_prompts_of(

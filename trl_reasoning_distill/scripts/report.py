@@ -8,77 +8,67 @@
 Models are compared problem by problem: differences with bootstrap intervals and McNemar's exact test. The names `base`,
 `teacher`, `sft` and `distilled` are roles; models of other names play them with `--base NAME` and so on. Models named `sft@0`, `sft@1` are
 runs of one model, and so are runs that differ in nothing but seeds: the statement is then about both, seeds and problems. Writes `report.html`
-(one file, opens anywhere, loads nothing), `report.md`, `model_card.md` and `comparison.json`. Needs the extra `report`.
+(one file, opens anywhere, loads nothing), `report.md`, `model_card.md` and `comparison.json`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from trl_reasoning_distill.scripts.stage import StageArguments, is_main_process, parse_stage, stage_main
+from trl_reasoning_distill.options import Bounds, CountOrZero, NamedWords, option
+from trl_reasoning_distill.scripts.command import check_given
+from trl_reasoning_distill.scripts.planning import Plan
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
 
 if TYPE_CHECKING:
     from trl import TrlParser
 
+    from trl_reasoning_distill.data.manifest import StageRun
 
-@dataclass
+
+@dataclass(kw_only=True)
 class ReportArguments(StageArguments):
     """What the report is made from, and how."""
 
-    runs: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Folders of whole runs, also as the first words: of one run all is found by itself, several are compared with each other."
-        },
+    output_dir: str = option("", "Folder for the report. Default: `report` in the folder of the one run.")
+    runs: list[str] = option(
+        [],
+        "Folders of whole runs, also as the first words: of one run all is found by itself, several are compared with each other.",
     )
-    evaluation: str = field(
-        default="",
-        metadata={"help": "Folder that the evaluate stage wrote, with predictions.jsonl. Required without runs."},
+    evaluation: str = option("", "Folder that the evaluate stage wrote, with predictions.jsonl. Required without runs.")
+    training: NamedWords = option(
+        [],
+        "Trainings whose curves are drawn, as name=folder; in YAML also a mapping of name to folder. A training that is named as its "
+        "model is drawn in the model's colour.",
     )
-    training: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Trainings whose curves are drawn, as name=folder; in YAML also a mapping of name to folder. A training that is "
-            "named as its model is drawn in the model's colour."
-        },
-    )
-    store: str | None = field(default=None, metadata={"help": "Top-K store that the student was trained on."})
-    title: str | None = field(
-        default=None, metadata={"help": "Heading of the page; default: Reasoning distillation, or Ablations."}
-    )
-    base: str = field(default="base", metadata={"help": "Name of the model that training started from."})
-    teacher: str = field(default="teacher", metadata={"help": "Name of the teacher."})
-    control: str = field(default="sft", metadata={"help": "Name of the model that was trained on the text alone."})
-    student: str = field(default="distilled", metadata={"help": "Name of the distilled model."})
-    examples: int = field(
-        default=4, metadata={"help": "Problems shown for each outcome (fixed, broken, both right, neither right)."}
-    )
-    resamples: int = field(default=10_000, metadata={"help": "Bootstrap resamples behind each interval."})
-    seed: int = field(default=0, metadata={"help": "Seed of the resampling and of the choice of examples."})
+    store: str | None = option(None, "Top-K store that the student was trained on.")
+    title: str | None = option(None, "Heading of the page; default: Reasoning distillation, or Ablations.")
+    base: str = option("base", "Name of the model that training started from.")
+    teacher: str = option("teacher", "Name of the teacher.")
+    control: str = option("sft", "Name of the model that was trained on the text alone.")
+    student: str = option("distilled", "Name of the distilled model.")
+    examples: CountOrZero = option(4, "Problems shown for each outcome (fixed, broken, both right, neither right).")
+    resamples: Annotated[int, Bounds(ge=100)] = option(10_000, "Bootstrap resamples behind each interval.")
+    seed: CountOrZero = option(0, "Seed of the resampling and of the choice of examples.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.runs) == 1 and not self.output_dir:
             self.output_dir = str(Path(self.runs[0]) / "report")
-        super().__post_init__()
         if self.runs and (self.evaluation or self.training or self.store):
             raise ValueError("runs say where evaluation, training and store are: give either the runs or the others.")
         if not self.runs and not self.evaluation:
             raise ValueError(
                 "evaluation is missing: give the folder that the evaluate stage wrote, with --evaluation; or folders of runs."
             )
-        for name, minimum in (("examples", 0), ("resamples", 100), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise ValueError(f"{name} must be a whole number of {minimum} or more, found {value!r}.")
+        check_given([] if self.output_dir else ["output_dir"])
         roles = (self.base, self.teacher, self.control, self.student)
         if len(set(roles)) < len(roles):
             raise ValueError(f"base, teacher, control and student must be four different names, found {list(roles)}.")
-        parse_trainings(self.training)
+        self.training = parse_trainings(self.training)  # type: ignore[assignment]
 
 
 def parse_trainings(trainings: Mapping[str, Any] | Iterable[str]) -> dict[str, str]:
@@ -108,52 +98,40 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser((ReportArguments,), prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage; folders of runs may stand first, without `--runs`."""
-    words = list(sys.argv[1:] if args is None else args)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--runs")
-    (options,) = parse_stage(make_parser(), words)
-    if not is_main_process():  # there is nothing to share between processes here
-        return
+class Report(Stage):
+    """Compare the models of an evaluation, or several runs."""
 
-    from trl_reasoning_distill.data.manifest import StageRun
+    name = "report"
 
-    options.training = parse_trainings(options.training)
-    if len(options.runs) == 1:
-        _find(options)
-    inputs = _inputs(options)
-    page = Path(options.output_dir) / "report.html"
-    if options.dry_run:
-        _print_plan(options, inputs, page)
-        return
-    settings = dataclasses.asdict(options) | {"training": list(options.training)}  # it counts by content, as inputs
-    with StageRun("report", options.output_dir, settings, inputs, options.seed, overwrite=options.overwrite) as run:
-        if run.is_finished:
-            print(f"report: nothing to do, {page} is there")
-            return
-        counts, result = _compare_runs(options, page) if len(options.runs) > 1 else _report(options, page)
-        run.finish(counts, result)
-        print(f"report: {result}")
+    def __init__(self, options: ReportArguments) -> None:
+        if len(options.runs) == 1:
+            _find(options)
+        self.options, self.output_dir, self.seed = options, options.output_dir, options.seed
+        self.settings = settings_of(options) | {"training": list(options.training)}  # it counts by content, as inputs
+        self.inputs = _inputs(options)
+        self.page = Path(options.output_dir) / "report.html"
 
+    def plan(self) -> Plan:
+        """What would be compared, and on how many problems."""
+        from trl_reasoning_distill.evaluation.runs import read_predictions
+        from trl_reasoning_distill.evaluation.scores import collect_scores
 
-def _print_plan(options: ReportArguments, inputs: Mapping[str, Path], page: Path) -> None:
-    """What a real run would compare, and on how many problems."""
-    from trl_reasoning_distill.data.files import read_jsonl
-    from trl_reasoning_distill.evaluation.scores import collect_scores
+        options = self.options
+        predictions = {name: Path(path) for name, path in self.inputs.items() if Path(path).name == "predictions.jsonl"}
+        compared = f"{len(predictions)} runs" if len(predictions) > 1 else f"the models of {options.evaluation}"
+        lines = [f"report: would compare {compared} in {self.page}, from {', '.join(map(str, self.inputs.values()))}"]
+        roles = (options.base, options.teacher, options.control, options.student)
+        for name, path in predictions.items():
+            scores = collect_scores(read_predictions(path.parent))
+            missing = [role for role in roles if role not in scores.models]
+            line = f"{name}: {scores.n:,} problems × {scores.samples} answers of {', '.join(scores.models)}"
+            lines.append(line + (f"; nobody plays {', '.join(missing)}" if missing else ""))
+        return Plan("\n".join(lines))
 
-    predictions = {name: path for name, path in inputs.items() if path.name == "predictions.jsonl"}
-    compared = f"{len(predictions)} runs" if len(predictions) > 1 else f"the models of {options.evaluation}"
-    print(f"report: would compare {compared} in {page}, from {', '.join(map(str, inputs.values()))}")
-    roles = (options.base, options.teacher, options.control, options.student)
-    for name, path in predictions.items():
-        scores = collect_scores(read_jsonl(path))
-        missing = [role for role in roles if role not in scores.models]
-        print(
-            f"{name}: {scores.n:,} problems × {scores.samples} answers of {', '.join(scores.models)}"
-            + (f"; nobody plays {', '.join(missing)}" if missing else "")
-        )
+    def run(self, run: StageRun) -> Outcome:
+        """Write the page and what goes with it."""
+        compare = _compare_runs if len(self.options.runs) > 1 else _report
+        return compare(self.options, self.page)
 
 
 def _find(options: ReportArguments) -> None:
@@ -177,7 +155,7 @@ def _inputs(options: ReportArguments) -> dict[str, Path]:
 
         found = [read_run(folder) for folder in options.runs]
         return {f"runs.{run.name}": run.evaluation / "predictions.jsonl" for run in found}
-    training: Mapping[str, str] = options.training  # type: ignore[assignment]
+    training: Mapping[str, str] = options.training  # type: ignore[assignment]  # read in `__post_init__`
     inputs = {"evaluation": Path(options.evaluation) / "predictions.jsonl"}
     inputs |= {f"training.{name}": Path(folder) / "trainer_state.json" for name, folder in training.items()}
     inputs |= {"store": Path(options.store) / "manifest.json"} if options.store else {}
@@ -219,6 +197,8 @@ def _compare_runs(options: ReportArguments, page: Path) -> tuple[dict[str, int |
 def _shared(options: ReportArguments) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("base", "teacher", "control", "student", "resamples", "seed")}
 
+
+main = stage_main(Report, make_parser)
 
 if __name__ == "__main__":
     main()

@@ -8,10 +8,11 @@ keeps its problem's pass rate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl_reasoning_distill.options import option
 from trl_reasoning_distill.scripts.arguments import (
     SelectionArguments,
     describe_selection,
@@ -19,33 +20,20 @@ from trl_reasoning_distill.scripts.arguments import (
     read_format_name,
     write_selection,
 )
-from trl_reasoning_distill.scripts.stage import (
-    StageArguments,
-    is_main_process,
-    open_run,
-    parse_stage,
-    settings_of,
-    stage_main,
-)
+from trl_reasoning_distill.scripts.planning import Plan
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from trl import TrlParser
 
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
+    from trl_reasoning_distill.data.manifest import StageRun
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SelectArguments(StageArguments):
     """What is selected from."""
 
-    verified: str = field(default="", metadata={"help": "Folder that the verify stage wrote. Required."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.verified:
-            raise ValueError("verified is missing: give the folder that the verify stage wrote, with --verified.")
+    verified: str = option(help="Folder that the verify stage wrote.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -55,44 +43,39 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser((SelectArguments, SelectionArguments), prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    options, selection = parse_stage(make_parser(), args)
-    if not is_main_process():
-        return
+class Select(Stage):
+    """Select training rows from verified traces."""
 
-    from trl_reasoning_distill.data.files import read_jsonl
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
+    name = "select"
 
-    path = Path(options.verified) / "verdicts.jsonl"
-    format_name = selection.response_format or read_format_name(path.parent)
-    traces = [
-        VerifiedTrace.from_row(row, f"{path}, row {index}") for index, row in enumerate(read_jsonl(path), start=1)
-    ]
-    if options.dry_run:
-        _print_plan(traces, path, selection, format_name)
-        return
-    settings = settings_of(options, selection) | {"response_format": format_name}
-    with open_run("select", options, settings, {"verified": path}) as run:
-        if run is None:
-            return
-        counts = write_selection(traces, selection, format_name, run.output_dir)
-        result = describe_selection(counts)
-        run.finish(counts, result)
-        print(f"select: {result}")
+    def __init__(self, options: SelectArguments, selection: SelectionArguments) -> None:
+        from trl_reasoning_distill.teacher.selection import read_verified_traces
+
+        self.options, self.selection, self.output_dir = options, selection, options.output_dir
+        self.path = Path(options.verified) / "verdicts.jsonl"
+        self.format_name = selection.response_format or read_format_name(self.path.parent)
+        self.traces = read_verified_traces(self.path)
+        self.settings = settings_of(options, selection) | {"response_format": self.format_name}
+        self.inputs = {"verified": self.path}
+
+    def plan(self) -> Plan:
+        """What would be kept, and two of the traces that this decides on, of different verdicts if there are."""
+        from trl_reasoning_distill.data.examples import describe_trace
+
+        counts = make_selection(self.traces, self.selection, self.format_name)[1]
+        line = f"select: of {len(self.traces):,} verified traces in {self.path} would be {describe_selection(counts)}"
+        verdicts = list({trace.status: trace for trace in reversed(self.traces)}.values())[::-1]
+        shown = verdicts[:2] if len(verdicts) > 1 else self.traces[:2]
+        text = "\n".join([line, *(describe_trace(trace, trace) for trace in shown)])
+        return Plan(text, rows=len(self.traces), makes=counts["rows"])
+
+    def run(self, run: StageRun) -> Outcome:
+        """Select."""
+        counts = write_selection(self.traces, self.selection, self.format_name, run.output_dir)
+        return counts, describe_selection(counts)
 
 
-def _print_plan(traces: Sequence[VerifiedTrace], path: Path, selection: SelectionArguments, format_name: str) -> None:
-    """What a real run would keep, and two of the traces that it decides on, of different verdicts if there are."""
-    from trl_reasoning_distill.data.examples import describe_trace
-
-    counts = make_selection(traces, selection, format_name)[1]
-    print(f"select: of {len(traces):,} verified traces in {path} would be {describe_selection(counts)}")
-    verdicts = list({trace.status: trace for trace in reversed(traces)}.values())[::-1]
-    for trace in verdicts[:2] if len(verdicts) > 1 else traces[:2]:
-        print(describe_trace(trace, trace))
-
+main = stage_main(Select, make_parser)
 
 if __name__ == "__main__":
     main()

@@ -14,11 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trl_reasoning_distill.scripts.arguments import AccuracyArguments
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
-from trl_reasoning_distill.scripts.training import TrainingDataArguments, run_training
+from trl_reasoning_distill.scripts.stage import stage_main
+from trl_reasoning_distill.scripts.training import TrainingDataArguments, TrainingStage
 
 if TYPE_CHECKING:
     from trl import TrlParser
+
+    from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -31,16 +33,19 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser(types, prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    data, config, model, accuracy = parse_stage(make_parser(), args)
+class SFT(TrainingStage):
+    """Fine-tune on text."""
 
-    from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
+    name = "sft"
 
-    rows = data.load_required()
-    run_training("sft", ReasoningSFTTrainer, data, config, model, rows=rows, accuracy=accuracy, inputs={})
+    def trainer_class(self) -> type[ReasoningSFTTrainer]:
+        """The trainer."""
+        from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 
+        return ReasoningSFTTrainer
+
+
+main = stage_main(SFT, make_parser)
 
 if __name__ == "__main__":
     main()

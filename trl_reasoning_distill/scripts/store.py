@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from trl_reasoning_distill.options import Count, check_options, option
+from trl_reasoning_distill.scripts.command import Command
 from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
 
 if TYPE_CHECKING:
@@ -21,49 +22,32 @@ if TYPE_CHECKING:
 
     from trl_reasoning_distill.teacher.store import TopKStore
 
-ACTIONS = ("inspect", "verify", "audit")
 
-
-@dataclass
+@dataclass(kw_only=True)
 class StoreArguments:
     """Which store, and what to do with it."""
 
-    action: str = field(default="inspect", metadata={"help": "inspect, verify or audit; also as the first word."})
-    path: str = field(
-        default="", metadata={"help": "The store, or the folder of its stage; also as the second word. Required."}
+    action: Literal["inspect", "verify", "audit"] = option(
+        "inspect", "inspect, verify or audit; also as the first word."
     )
-    num_rows: int = field(default=64, metadata={"help": "[audit] Rows that the teacher reads again."})
-    teacher: str | None = field(
-        default=None,
-        metadata={"help": "[audit] Folder or hub name of the teacher. Default: the one that the store names."},
+    path: str = option(help="The store, or the folder of its stage; also as the second word.")
+    num_rows: Count = option(64, "[audit] Rows that the teacher reads again.")
+    teacher: str | None = option(
+        None, "[audit] Folder or hub name of the teacher. Default: the one that the store names."
     )
-    chat_template_path: str | None = field(
-        default=None, metadata={"help": "[audit] Chat template of the capture, if it was not the teacher's own."}
+    chat_template_path: str | None = option(
+        None, "[audit] Chat template of the capture, if it was not the teacher's own."
     )
-    base_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "[audit] Server of the teacher, for a store that was captured from one. Default: $OPENAI_BASE_URL."
-        },
+    base_url: str | None = option(
+        None, "[audit] Server of the teacher, for a store that was captured from one. Default: $OPENAI_BASE_URL."
     )
-    api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "[audit] Environment variable that holds the server's key."}
-    )
-    plot: str | None = field(
-        default=None, metadata={"help": "[audit] File for a plot, such as audit.png; needs matplotlib."}
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "[audit] Say which rows the teacher would read again, show two, and stop."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "[audit] Run code that comes with a hub model. Off unless you trust it."}
-    )
+    api_key_env: str = option("OPENAI_API_KEY", "[audit] Environment variable that holds the server's key.")
+    plot: str | None = option(None, "[audit] File for a plot, such as audit.png.")
+    dry_run: bool = option(False, "[audit] List which rows the teacher would read again, show two, and stop.")
+    trust_remote_code: bool = option(False, "[audit] Run code that comes with a hub model. Off unless you trust it.")
 
     def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise ValueError(f"{self.action!r} is nothing that can be done with a store; choose {', '.join(ACTIONS)}.")
-        if not self.path:
-            raise ValueError(f"path is missing: trl-distill store {self.action} PATH.")
+        check_options(self)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -74,13 +58,9 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 @stage_main
-def main(args: list[str] | None = None) -> None:
+def main(command: Command) -> None:
     """Run the command; the first words may stand without `--action` and `--path`."""
-    words = list(sys.argv[1:] if args is None else args)
-    for position, name in enumerate(("--action", "--path")):
-        if len(words) > 2 * position and not words[2 * position].startswith("--"):
-            words.insert(2 * position, name)
-    (options,) = parse_stage(make_parser(), words)
+    (options,) = parse_stage(make_parser(), command)
 
     from trl_reasoning_distill.teacher.store import TopKStore
 
@@ -123,7 +103,7 @@ def _audit(store: TopKStore, options: StoreArguments) -> None:
     names = () if from_server else ("dtype", "quantization", "attn_implementation", "max_batch_tokens")
     arguments = ReaderArguments(
         engine="openai" if from_server else "transformers",
-        tokenizer=options.teacher or store.tokenizer_name,
+        teacher_tokenizer=options.teacher or store.tokenizer_name,
         base_url=options.base_url,
         api_key_env=options.api_key_env,
         trust_remote_code=options.trust_remote_code,

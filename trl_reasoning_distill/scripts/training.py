@@ -6,28 +6,35 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.normalization import (
     SHAPES,
     Reading,
     Rows,
+    check_shape,
     load_hub_rows,
     load_rows,
     normalize,
     number_rows,
     rows_file,
 )
+from trl_reasoning_distill.options import Bounds, Count, option
 from trl_reasoning_distill.processes import InterruptedBySignal
-from trl_reasoning_distill.scripts.planning import describe_training, sample_rows
-from trl_reasoning_distill.scripts.stage import TrainingStageArguments, is_main_process
+from trl_reasoning_distill.scripts.command import is_main_process
+from trl_reasoning_distill.scripts.planning import Plan, plan_training, sample_rows
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, TrainingStageArguments, settings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from accelerate import PartialState
     from datasets import Dataset
 
+    from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.scripts.arguments import AccuracyArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
@@ -37,52 +44,41 @@ FINAL_MODEL = "final_model"
 MERGED_MODEL = "merged_model"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainingDataArguments(TrainingStageArguments):
     """Where the rows of a training come from."""
 
-    dataset_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "File of rows (JSON Lines, JSON, CSV or Parquet, also compressed), or the folder of the stage that wrote train.jsonl."
-        },
+    dataset_path: str | None = option(
+        None,
+        "File of rows (JSON Lines, JSON, CSV or Parquet, also compressed), or the folder of the stage that wrote train.jsonl.",
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the hub, instead of dataset_path."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of the hub dataset."})
-    data_shape: str = field(
-        default="auto",
-        metadata={
-            "help": f"Shape of the rows: {', '.join(SHAPES)}; auto looks at all of them; none takes only what needs no converting."
-        },
+    dataset_name: str | None = option(None, "Dataset on the hub, instead of dataset_path.")
+    dataset_config: str | None = option(None, "Configuration of the hub dataset.")
+    dataset_split: str = option("train", "Split of the hub dataset.")
+    data_shape: str = option(
+        "auto",
+        f"Shape of the rows: {', '.join(SHAPES)}; auto looks at all of them; none takes only what needs no converting.",
     )
-    generations_per_row: int = field(
-        default=1, metadata={"help": "Correct generations taken of each row, where it holds several (openr1_math)."}
+    generations_per_row: Count = option(
+        1, "Correct generations taken of each row, where it holds several (openr1_math)."
     )
-    max_samples: int | None = field(
-        default=None, metadata={"help": "At most so many rows, drawn with data_seed or seed: for a quick test."}
+    limit: Count | None = option(
+        None, "At most so many rows, drawn with data_seed or seed; with num_train_epochs: 1 a quick test."
     )
-    eval_path: str | None = field(
-        default=None, metadata={"help": "JSONL file of rows for evaluation, or the folder of a stage that wrote them."}
-    )
-    eval_share: float = field(
-        default=0.0,
-        metadata={"help": "Share of the rows that is held out for evaluation, drawn with data_seed or seed."},
+    eval_path: str | None = option(None, "JSONL file of rows for evaluation, or the folder of a stage that wrote them.")
+    eval_share: Annotated[float, Bounds(ge=0, lt=1)] = option(
+        0.0, "Share of the rows that is held out for evaluation, drawn with data_seed or seed."
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shape(self.data_shape)
         if self.dataset_path and self.dataset_name:
             raise ValueError(
                 f"Both dataset_path ({self.dataset_path}) and dataset_name ({self.dataset_name}) are given; give one."
             )
-        if not 0.0 <= self.eval_share < 1.0:
-            raise ValueError(f"eval_share={self.eval_share}: must be at least 0 and below 1.")
         if self.eval_share and self.eval_path:
             raise ValueError("Both eval_share and eval_path are given; give one.")
-        if self.generations_per_row < 1 or (self.max_samples is not None and self.max_samples < 1):
-            raise ValueError(
-                f"generations_per_row={self.generations_per_row} and max_samples={self.max_samples} must be at least 1."
-            )
 
     def load(self) -> Rows | None:
         """The rows as they are published, before any are held out; `None` if neither a path nor a name is given."""
@@ -91,9 +87,9 @@ class TrainingDataArguments(TrainingStageArguments):
         return number_rows(load_rows(self.dataset_path)) if self.dataset_path else None
 
     def normalize(self, rows: Rows, reading: Reading, seed: int, name: str) -> Dataset:
-        """At most `max_samples` of the rows, as rows to train on; prints what was read and what was left out."""
-        if self.max_samples is not None and self.max_samples < len(rows):
-            rows = _drawn(rows, self.max_samples, seed)
+        """At most `limit` of the rows, as rows to train on; prints what was read and what was left out."""
+        if self.limit is not None and self.limit < len(rows):
+            rows = _drawn(rows, self.limit, seed)
         dataset, line = normalize(rows, reading, name)
         if is_main_process():
             print(line, flush=True)
@@ -142,103 +138,121 @@ def _drawn(rows: Rows, count: int, seed: int) -> Rows:
     return [rows[index] for index in order["index"]]
 
 
-def run_training(
-    stage: str,
-    trainer_class: type[ReasoningSFTTrainer],
-    data: TrainingDataArguments,
-    config: ReasoningSFTConfig,
-    model: StudentConfig,
-    *,
-    rows: Rows,
-    inputs: Mapping[str, str | os.PathLike[str]],
-    accuracy: AccuracyArguments | None = None,
-) -> None:
-    """Train, save the model (see `save_results`), write the manifest, and print one line.
+def check_evaluation(data: TrainingDataArguments, config: ReasoningSFTConfig, accuracy: AccuracyArguments) -> None:
+    """Refuse what would fail at the first evaluation, hours from now.
 
-    A run that was killed goes on from its newest valid checkpoint; those that are not are named, with the reason.
-
-    Args:
-        stage: Name of the stage.
-        trainer_class: The trainer.
-        data: Where the rows come from.
-        config: The trainer's configuration.
-        model: The model, its adapter and quantisation.
-        rows: All rows, before any are held out.
-        inputs: Further inputs of the stage, for its manifest.
-        accuracy: What is measured at each evaluation.
+    Raises:
+        ValueError: If there are no rows to evaluate, or what is to be measured is not.
     """
-    from accelerate import PartialState
+    strategy = getattr(config.eval_strategy, "value", config.eval_strategy)
+    if strategy != "no" and not (data.eval_path or data.eval_share):
+        raise ValueError(f"eval_strategy={strategy} without evaluation rows: give eval_share or eval_path.")
+    accuracy.check(config)
 
-    from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.processes import check_launch, let_deepspeed_shard_on_cpus
-    from trl_reasoning_distill.trainer.callbacks import StopOnSignal
 
-    if not model.model_name_or_path:
-        raise ValueError(
-            "model_name_or_path is missing: say which model is trained, on the command line or in the YAML."
+class TrainingStage(Stage):
+    """A stage that trains a student. A subclass names its trainer, and what it reads besides rows and model.
+
+    A run that was killed goes on from its newest valid checkpoint; those that are not valid are named, with the reason.
+    """
+
+    is_parallel = True
+
+    def __init__(
+        self,
+        data: TrainingDataArguments,
+        config: ReasoningSFTConfig,
+        model: StudentConfig,
+        accuracy: AccuracyArguments,
+        state: PartialState,
+    ) -> None:
+        self.options, self.data, self.config, self.model, self.accuracy, self.state = (
+            data,
+            data,
+            config,
+            model,
+            accuracy,
+            state,
         )
-    state = PartialState()
-    check_launch(state)
-    let_deepspeed_shard_on_cpus()
-    seed = config.data_seed if config.data_seed is not None else config.seed
-    rows, scale = sample_rows(rows, data.max_samples) if data.dry_run else (rows, 1.0)
-    train_rows, eval_rows = data.split(rows, config, seed)
-    if config.eval_strategy != "no" and eval_rows is None:
-        raise ValueError(f"eval_strategy={config.eval_strategy} without evaluation rows: give eval_share or eval_path.")
-    if accuracy is not None:
-        accuracy.check(config)
-    if data.dry_run:
-        plan = describe_training(trainer_class, config, model, train_rows, eval_rows, state.num_processes, scale)
-        if state.is_main_process:
-            judged = f", judged by {len(rows):,} rows, each for {scale:.1f}" if scale > 1 else ""
-            print(f"{stage}: {model.model_name_or_path} would be trained, into {config.output_dir}{judged}\n{plan}")
-        return
-    output_dir = Path(str(config.output_dir))
-    paths = {"model_name_or_path": model.model_name_or_path, **inputs}
-    paths |= {name: rows_file(path) for name in ("dataset_path", "eval_path") if (path := getattr(data, name))}
-    paths |= {"dataset_name": data.dataset_name} if data.dataset_name else {}
-    settings = {**dataclasses.asdict(data), **config.to_dict(), **dataclasses.asdict(model)}
-    settings |= dataclasses.asdict(accuracy) if accuracy is not None else {}
-    run = StageRun(
-        stage, output_dir, settings, paths, config.seed, overwrite=data.overwrite, is_main=state.is_main_process
-    )
-    with run:
-        state.wait_for_everyone()
-        if run.is_finished:
-            if state.is_main_process:
-                print(f"{stage}: nothing to do, {output_dir} holds this run's result")
-            return
-        trainer = make_trainer(trainer_class, config, model, train_rows, eval_rows)
-        if accuracy is not None:
-            accuracy.attach(trainer, eval_rows)
-        if state.is_main_process:
-            for name, report in trainer.reports.items():
-                print(f"{stage}: {name} rows: {report}", flush=True)
+        self.output_dir, self.seed = str(config.output_dir), config.seed
+        self.trainer: ReasoningSFTTrainer | None = None
+        if not model.model_name_or_path:
+            raise ValueError(
+                "model_name_or_path is missing: name the model that is trained, on the command line or in the YAML."
+            )
+        check_evaluation(data, config, accuracy)
+        rows, self.scale = self.load_rows(), 1.0
+        if data.dry_run:
+            rows, self.scale = sample_rows(rows, data.limit)
+        self.sample = len(rows)
+        seed = config.data_seed if config.data_seed is not None else config.seed
+        self.train_rows, self.eval_rows = data.split(rows, config, seed)
+        paths = {name: rows_file(path) for name in ("dataset_path", "eval_path") if (path := getattr(data, name))}
+        self.inputs = {"model_name_or_path": model.model_name_or_path, **self.further_inputs(), **paths}
+        self.inputs |= {"dataset_name": data.dataset_name} if data.dataset_name else {}
+        self.settings = settings_of(data) | config.to_dict() | settings_of(model, accuracy)
+
+    def trainer_class(self) -> type[ReasoningSFTTrainer]:
+        """The trainer."""
+        raise NotImplementedError
+
+    def load_rows(self) -> Rows:
+        """All rows, before any are held out."""
+        return self.data.load_required()
+
+    def further_inputs(self) -> Mapping[str, str | os.PathLike[str]]:
+        """What it reads besides rows and model, for the manifest."""
+        return {}
+
+    def plan(self) -> Plan:
+        """What becomes of the rows, steps and tokens, and two examples."""
+        plan = plan_training(
+            self.trainer_class(),
+            self.config,
+            self.model,
+            self.train_rows,
+            self.eval_rows,
+            self.state.num_processes,
+            self.scale,
+        )
+        judged = f", judged by {self.sample:,} rows, each for {self.scale:.1f}" if self.scale > 1 else ""
+        plan.text = f"{self.name}: {self.model.model_name_or_path} would be trained, into {self.output_dir}{judged}\n{plan.text}"
+        return plan
+
+    def run(self, run: StageRun) -> Outcome:
+        """Train, and save the model (see `save_results`)."""
+        from trl_reasoning_distill.trainer.callbacks import StopOnSignal
+
+        config = self.config
+        trainer = self.trainer = make_trainer(self.trainer_class(), config, self.model, self.train_rows, self.eval_rows)
+        self.accuracy.attach(trainer, self.eval_rows)
+        self._print(*(f"{name} rows: {report}" for name, report in trainer.reports.items()))
         checkpoint = trainer.find_checkpoint(
             config.resume_from_checkpoint or True, required=bool(config.resume_from_checkpoint)
         )
-        if state.is_main_process:
-            lines = [f"skipped {line}" for line in checkpoint.skipped]
-            lines += [f"going on from {checkpoint.path}"] if checkpoint.path else []
-            for line in lines:
-                print(f"{stage}: {line}", flush=True)
+        self._print(*(f"skipped {line}" for line in checkpoint.skipped))
+        self._print(*([f"going on from {checkpoint.path}"] if checkpoint.path else []))
         with StopOnSignal(trainer) as stop:
             trainer.train(resume_from_checkpoint=checkpoint.path)
         if stop.number is not None:
-            state.wait_for_everyone()
-            if state.is_main_process:
-                print(f"{stage}: saved checkpoint-{trainer.state.global_step}", flush=True)
+            self.state.wait_for_everyone()
+            self._print(f"saved checkpoint-{trainer.state.global_step}")
             raise InterruptedBySignal(stop.number)
-        if eval_rows is not None and not is_evaluated(trainer):
+        if self.eval_rows is not None and not is_evaluated(trainer):
             trainer.evaluate()
-        save_results(trainer, output_dir, model)
-        if state.is_main_process:
-            counts, result = summarize(trainer)
-            run.finish(counts, result)
-            print(f"{stage}: {result}")
-        if config.push_to_hub:
-            trainer.push_to_hub(dataset_name=data.dataset_name)
-        trainer.accelerator.end_training()
+        save_results(trainer, Path(self.output_dir), self.model)
+        return summarize(trainer)
+
+    def after(self) -> None:
+        """Push to the hub, where that is asked for, and close the trackers."""
+        if self.trainer is not None:
+            if self.config.push_to_hub:
+                self.trainer.push_to_hub(dataset_name=self.data.dataset_name)
+            self.trainer.accelerator.end_training()
+
+    def _print(self, *lines: str) -> None:
+        for line in lines if self.state.is_main_process else ():
+            print(f"{self.name}: {line}", flush=True)
 
 
 def make_trainer(

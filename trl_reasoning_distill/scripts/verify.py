@@ -12,20 +12,21 @@ are killed at `verify_timeout`.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
+from trl_reasoning_distill.options import Bounds, Count, Positive, option
 from trl_reasoning_distill.scripts.arguments import (
     SelectionArguments,
     describe_selection,
     read_format_name,
     write_selection,
 )
-from trl_reasoning_distill.scripts.stage import StageArguments, is_main_process, parse_stage, stage_main
+from trl_reasoning_distill.scripts.planning import Plan
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,44 +34,28 @@ if TYPE_CHECKING:
     from trl import TrlParser
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.data.schema import Trace
+    from trl_reasoning_distill.data.manifest import StageRun
+    from trl_reasoning_distill.data.schema import Trace, VerifiedTrace
 
 _CHUNK = 256
 _PARTIAL, _WHOLE = "verdicts.partial.jsonl", "verdicts.jsonl"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class VerifyArguments(StageArguments):
     """What is verified, and how long each comparison may take."""
 
-    traces: str = field(
-        default="", metadata={"help": "Folder that the generate stage wrote, or a JSONL file of traces. Required."}
+    traces: str = option(help="Folder that the generate stage wrote, or a JSONL file of traces.")
+    verify_timeout: Positive = option(2.0, "Seconds of computing that one symbolic comparison may take.")
+    verify_workers: Count | None = option(
+        None, "Processes for symbolic comparisons; default: as many as cores, at most 4."
     )
-    verify_timeout: float = field(
-        default=2.0, metadata={"help": "Seconds of computing that one symbolic comparison may take."}
+    tolerance: Annotated[float, Bounds(ge=0, lt=1)] = option(
+        1e-6, "Relative tolerance of numbers that are not both integers."
     )
-    verify_workers: int | None = field(
-        default=None, metadata={"help": "Processes for symbolic comparisons; default: as many as cores, at most 4."}
+    fuzzy: Annotated[float, Bounds(gt=0, le=100)] | None = option(
+        None, "Count a word as right from this similarity of 100 to the gold word; default: never."
     )
-    tolerance: float = field(
-        default=1e-6, metadata={"help": "Relative tolerance of numbers that are not both integers."}
-    )
-    fuzzy: float | None = field(
-        default=None,
-        metadata={"help": "Count a word as right from this similarity of 100 to the gold word; default: never."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.traces:
-            raise ValueError("traces is missing: give the folder that the generate stage wrote, with --traces.")
-        if self.verify_timeout <= 0 or not 0 <= self.tolerance < 1 or (self.verify_workers or 1) < 1:
-            raise ValueError(
-                f"Wanted verify_timeout > 0, verify_workers ≥ 1 and 0 ≤ tolerance < 1; found {self.verify_timeout}, "
-                f"{self.verify_workers} and {self.tolerance}."
-            )
-        if self.fuzzy is not None and not 0 < self.fuzzy <= 100:
-            raise ValueError(f"Wanted 0 < fuzzy ≤ 100, found {self.fuzzy}.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -80,130 +65,131 @@ def make_parser(prog: str | None = None) -> TrlParser:
     return TrlParser((VerifyArguments, SelectionArguments), prog=prog)  # type: ignore[arg-type]
 
 
-@stage_main
-def main(args: list[str] | None = None) -> None:
-    """Run the stage."""
-    options, selection = parse_stage(make_parser(), args)
-    if not is_main_process():
-        return
+class Verify(Stage):
+    """Verify traces, and select training rows from them."""
 
-    from trl_reasoning_distill.data.files import read_jsonl, write_json
-    from trl_reasoning_distill.data.manifest import StageRun
-    from trl_reasoning_distill.data.schema import Trace
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
+    name = "verify"
 
-    path = Path(options.traces)
-    path = path / "traces.jsonl" if path.is_dir() else path
-    format_name = selection.response_format or read_format_name(path.parent)
-    traces = [Trace.from_row(row, f"{path}, row {index}") for index, row in enumerate(read_jsonl(path), start=1)]
-    if not traces:
-        raise ValueError(f"{path} holds no traces. Run generate first.")
-    if options.dry_run:
-        _print_plan(traces, path, format_name, options)
-        return
-    settings = dataclasses.asdict(options) | dataclasses.asdict(selection) | {"response_format": format_name}
-    del settings["verify_workers"]  # a stopped run may go on with more
-    with StageRun("verify", options.output_dir, settings, {"traces": path}, overwrite=options.overwrite) as run:
-        if run.is_finished:
-            print(f"verify: nothing to do, {options.output_dir} holds this run's result")
-            return
-        rows = verify_traces(traces, format_name, options, run.output_dir)
-        summary = summarize(rows)
+    def __init__(self, options: VerifyArguments, selection: SelectionArguments) -> None:
+        from trl_reasoning_distill.data.files import read_jsonl
+        from trl_reasoning_distill.data.schema import Trace
+
+        self.options, self.selection, self.output_dir = options, selection, options.output_dir
+        self.path = Path(options.traces)
+        self.path = self.path / "traces.jsonl" if self.path.is_dir() else self.path
+        self.format_name = selection.response_format or read_format_name(self.path.parent)
+        rows = enumerate(read_jsonl(self.path), start=1)
+        self.traces = [Trace.from_row(row, f"{self.path}, row {number}") for number, row in rows]
+        if not self.traces:
+            raise ValueError(f"{self.path} holds no traces. Run generate first.")
+        self.settings = settings_of(options, selection) | {"response_format": self.format_name}
+        del self.settings["verify_workers"]  # a stopped run may go on with more
+        self.inputs = {"traces": self.path}
+
+    def plan(self) -> Plan:
+        """Counts, and the verdicts on two traces: of two problems, if there are two."""
+        from trl_reasoning_distill.data.examples import describe_trace
+        from trl_reasoning_distill.data.formatting import ReasoningFormat
+
+        first = list({trace.problem_id: trace for trace in reversed(self.traces)}.values())[::-1]
+        open_ended = sum(trace.gold_answer is None for trace in self.traces)
+        cut = sum(trace.finish_reason == "length" for trace in self.traces)
+        line = (
+            f"verify: {len(self.traces):,} traces of {len(first):,} problems in {self.path} would be verified, as written in the format "
+            f"{self.format_name!r}; {open_ended:,} have no gold answer, {cut:,} were cut at the token limit and are not trained on"
+        )
+        chosen = first[:2] if len(first) > 1 else self.traces[:2]
+        verified = _verify_chunk(chosen, ReasoningFormat.preset(self.format_name), self.options)
+        most = len(first) * self.selection.per_problem
+        return Plan(
+            "\n".join([line, *(describe_trace(one, one) for one in verified)]), rows=len(self.traces), makes=most
+        )
+
+    def run(self, run: StageRun) -> Outcome:
+        """Verify, select, and summarise."""
+        from trl_reasoning_distill.data.files import write_json
+
+        verified = verify_traces(self.traces, self.format_name, self.options, run.output_dir)
+        summary = summarize(verified)
         write_json(run.output_dir / "summary.json", summary)
         print(describe_summary(summary))
-        verified = [VerifiedTrace.from_row(row) for row in rows]
-        counts = write_selection(verified, selection, format_name, run.output_dir)
-        result = (
+        counts = write_selection(verified, self.selection, self.format_name, run.output_dir)
+        return counts, (
             f"{counts['correct']} of {counts['traces']} traces correct ({counts['correct'] / counts['traces']:.1%}), "
             f"{counts['undecided']} undecided; {describe_selection(counts)}"
         )
-        run.finish(counts, result)
-        print(f"verify: {result}")
-
-
-def _print_plan(traces: Sequence[Trace], path: Path, format_name: str, options: VerifyArguments) -> None:
-    """What a real run would do, and what it would say of two traces: of two problems, if there are two."""
-    from trl_reasoning_distill.data.examples import describe_trace
-    from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace
-
-    first = list({trace.problem_id: trace for trace in reversed(traces)}.values())[::-1]
-    open_ended = sum(trace.answer is None for trace in traces)
-    cut = sum(trace.finish_reason == "length" for trace in traces)
-    print(
-        f"verify: {len(traces):,} traces of {len(first):,} problems in {path} would be verified, as written in the format "
-        f"{format_name!r}; {open_ended:,} have no gold answer, {cut:,} were cut at the token limit and are not trained on"
-    )
-    chosen = first[:2] if len(first) > 1 else traces[:2]
-    for row in _verify_chunk(chosen, ReasoningFormat.preset(format_name), options):
-        verified = VerifiedTrace.from_row(row)
-        print(describe_trace(verified, verified))
 
 
 def verify_traces(
     traces: Sequence[Trace], format_name: str, options: VerifyArguments, output_dir: Path
-) -> list[dict[str, Any]]:
+) -> list[VerifiedTrace]:
     """Verify traces against their gold answers, in order, with a progress bar.
 
     Chunk by chunk, the rows are appended to a file in `output_dir`; what stands there already is not verified again.
 
     Returns:
-        The rows of `verdicts.jsonl`: the columns of a `VerifiedTrace`, and `rule`, the rule that found the answer.
+        The rows of `verdicts.jsonl`.
     """
     from tqdm import tqdm
 
-    from trl_reasoning_distill.data.files import append_jsonl, read_jsonl, read_jsonl_prefix
+    from trl_reasoning_distill.data.files import append_jsonl, read_jsonl_prefix
     from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.teacher.selection import read_verified_traces
 
     if (output_dir / _WHOLE).exists():  # it was the selection that failed
-        return list(read_jsonl(output_dir / _WHOLE))
+        return read_verified_traces(output_dir / _WHOLE)
     response_format = ReasoningFormat.preset(format_name)
-    rows = read_jsonl_prefix(output_dir / _PARTIAL)
-    if [(row["problem_id"], row["sample"]) for row in rows] != [(t.problem_id, t.sample) for t in traces[: len(rows)]]:
+    read_jsonl_prefix(output_dir / _PARTIAL)  # drops a line that a kill has torn
+    verified = read_verified_traces(output_dir / _PARTIAL) if (output_dir / _PARTIAL).exists() else []
+    if [_key(trace) for trace in verified] != [_key(trace) for trace in traces[: len(verified)]]:
         raise ValueError(f"{output_dir / _PARTIAL} holds verdicts of other traces. Give --overwrite to start anew.")
-    correct = sum(row["status"] == "correct" for row in rows)
-    with tqdm(total=len(traces), initial=len(rows), desc="verify", unit="trace") as bar:
-        while len(rows) < len(traces):
-            chunk = _verify_chunk(traces[len(rows) : len(rows) + _CHUNK], response_format, options)
-            append_jsonl(output_dir / _PARTIAL, chunk)
-            rows += chunk
-            correct += sum(row["status"] == "correct" for row in chunk)
+    correct = sum(trace.status == "correct" for trace in verified)
+    with tqdm(total=len(traces), initial=len(verified), desc="verify", unit="trace") as bar:
+        while len(verified) < len(traces):
+            chunk = _verify_chunk(traces[len(verified) : len(verified) + _CHUNK], response_format, options)
+            append_jsonl(output_dir / _PARTIAL, (trace.to_row() for trace in chunk))
+            verified += chunk
+            correct += sum(trace.status == "correct" for trace in chunk)
             bar.update(len(chunk))
-            bar.set_postfix_str(f"{correct / len(rows):.1%} correct")
+            bar.set_postfix_str(f"{correct / len(verified):.1%} correct")
     os.replace(output_dir / _PARTIAL, output_dir / _WHOLE)
-    return rows
+    return verified
+
+
+def _key(trace: Trace) -> tuple[str, int]:
+    return trace.problem_id, trace.sample
 
 
 def _verify_chunk(
     chunk: Sequence[Trace], response_format: ReasoningFormat, options: VerifyArguments
-) -> list[dict[str, Any]]:
-    from trl_reasoning_distill.teacher.selection import VerifiedTrace, is_reasoning_ok
-    from trl_reasoning_distill.verification.extract import extract_answer
+) -> list[VerifiedTrace]:
+    from trl_reasoning_distill.data.schema import VerifiedTrace
+    from trl_reasoning_distill.teacher.selection import is_reasoning_ok
     from trl_reasoning_distill.verification.verify import verify_answers
 
     verdicts = verify_answers(
         [trace.completion for trace in chunk],
-        [trace.answer for trace in chunk],
+        [trace.gold_answer for trace in chunk],
         num_workers=options.verify_workers,
         timeout=options.verify_timeout,
         tolerance=options.tolerance,
         fuzzy=options.fuzzy,
     )
-    rows = []
-    for trace, verdict in zip(chunk, verdicts, strict=True):
-        reasoning_ok = is_reasoning_ok(trace.completion, response_format)
-        verified = VerifiedTrace(**trace.to_row(), **verdict.to_row(), reasoning_ok=reasoning_ok)
-        rows.append(verified.to_row() | {"rule": extract_answer(trace.completion).rule})
-    return rows
+    return [
+        VerifiedTrace(
+            **trace.to_row(), **verdict.columns(), reasoning_ok=is_reasoning_ok(trace.completion, response_format)
+        )
+        for trace, verdict in zip(chunk, verdicts, strict=True)
+    ]
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+def summarize(verified: Sequence[VerifiedTrace]) -> dict[str, dict[str, dict[str, int]]]:
     """How many traces, and how many of each status, for each method and each rule, most frequent first."""
     summary: dict[str, dict[str, dict[str, int]]] = {}
     for column in ("status", "method", "rule"):
-        names = Counter(row[column] for row in rows)
+        names = Counter(getattr(trace, column) for trace in verified)
         summary[column] = {
-            name: {"traces": count, **Counter(row["status"] for row in rows if row[column] == name)}
+            name: {"traces": count, **Counter(trace.status for trace in verified if getattr(trace, column) == name)}
             for name, count in names.most_common()
         }
     return summary
@@ -221,6 +207,8 @@ def describe_summary(summary: Mapping[str, Mapping[str, Mapping[str, int]]]) -> 
         lines.append(f"{column:>8}  " + " · ".join(parts))
     return "\n".join(lines)
 
+
+main = stage_main(Verify, make_parser)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.teacher.capture import CaptureConfig, anchor_row
 from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs
 from trl_reasoning_distill.teacher.scoring import Reader
@@ -108,8 +107,10 @@ def divergence(teacher: TopKLogProbs, stored: TopKLogProbs) -> npt.NDArray[np.fl
 
 
 def plot_audit(audit: Audit, path: str) -> None:
-    """Draw the distribution of the error and the coverage by K; needs the extra `report`."""
-    require_extra("report", "matplotlib").use("Agg")
+    """Draw the distribution of the error and the coverage by K."""
+    import matplotlib
+
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")

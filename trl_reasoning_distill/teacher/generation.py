@@ -118,7 +118,7 @@ def generate(
 ) -> dict[str, int | float]:
     """Generate traces and leave them in `output_dir`, as `problems.jsonl` and `traces.jsonl`.
 
-    Traces stand in the order of the problems, then of the samples; each row is a `Trace` plus `prompt_tokens`. Call it on
+    Traces stand in the order of the problems, then of the samples; each row is a `Trace`. Call it on
     every rank of a launch; rows that an earlier, killed call has made are kept.
 
     Args:
@@ -220,10 +220,7 @@ class _Worker:
         ]
         for chunk in in_chunks(self.engine.generate(requests, self.config.sampling)):
             traces = [self._trace(*by_key[request.key], request, output) for request, output in chunk]
-            prompt_tokens = [output.prompt_tokens for _, output in chunk]
-            self.files.append(
-                {**trace.to_row(), "prompt_tokens": count} for trace, count in zip(traces, prompt_tokens, strict=True)
-            )
+            self.files.append(trace.to_row() for trace in traces)
             self.drawn.update((trace.problem_id, trace.sample) for trace in traces)
             self._judge(traces)
             self.tokens += sum(trace.num_tokens for trace in traces)
@@ -236,7 +233,7 @@ class _Worker:
             problem_id=problem.id,
             sample=sample,
             question=problem.question,
-            answer=problem.answer,
+            gold_answer=problem.answer,
             completion=output.text,
             finish_reason=output.finish_reason,
             num_tokens=output.num_tokens,
@@ -244,13 +241,14 @@ class _Worker:
             seed=request.seed,
             kind=problem.kind,
             source=problem.source,
+            prompt_tokens=output.prompt_tokens,
         )
 
     def _judge(self, traces: Sequence[Trace]) -> None:
         """Count right answers; a trace that was cut is none, whatever stands in it."""
-        answered = [trace for trace in traces if trace.answer is not None]
+        answered = [trace for trace in traces if trace.gold_answer is not None]
         whole = [trace for trace in answered if trace.finish_reason == "stop"]
-        verdicts = verify_answers([trace.completion for trace in whole], [trace.answer or "" for trace in whole])
+        verdicts = verify_answers([trace.completion for trace in whole], [trace.gold_answer or "" for trace in whole])
         self.verified.update(
             trace.problem_id for trace, verdict in zip(whole, verdicts, strict=True) if verdict.status == "correct"
         )

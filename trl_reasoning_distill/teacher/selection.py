@@ -20,33 +20,17 @@ teacher solves often, and `max_pass_rate` leaves out those that it nearly always
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.schema import Trace, VerdictStatus
+from trl_reasoning_distill.data.schema import TrainingRow, VerifiedTrace
 from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import answer_key
-
-
-@dataclass(frozen=True)
-class VerifiedTrace(Trace):
-    """A trace with its verdict: one row of `verdicts.jsonl`.
-
-    Attributes:
-        status: `Verdict.status`.
-        method: `Verdict.method`.
-        reason: `Verdict.reason`.
-        reasoning_ok: Whether the completion keeps to its format, with a reasoning that is not blank.
-    """
-
-    status: VerdictStatus = "undecided"
-    method: str = "none"
-    reason: str = ""
-    reasoning_ok: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,15 +73,29 @@ class Selection:
     """Training rows, and what was counted on the way.
 
     Attributes:
-        rows: `prompt` and `completion` as messages, `problem_id`, `kind`, `source`, `answer`, `pass_rate`.
+        rows: What to train on, with its problem's id, kind, source, gold answer and pass rate.
         counts: `problems`, `problems_kept`, `traces`, `correct`, `incorrect`, `undecided`; and of the correct ones `cut`, `malformed`,
             `too_easy`, `thinned_out`, `not_rendered`.
         pass_rates: Problem id to the share of its traces that are right; the lower, the harder.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[TrainingRow]
     counts: dict[str, int]
     pass_rates: dict[str, float]
+
+
+def read_verified_traces(path: str | os.PathLike[str]) -> list[VerifiedTrace]:
+    """The rows of `verdicts.jsonl`.
+
+    Raises:
+        ValueError: For a row that is none, with its number.
+    """
+    traces = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if "extracted_answer" not in row and "completion" in row:  # version 0.1.0 did not write it down
+            row["extracted_answer"] = extract_answer(row["completion"]).answer
+        traces.append(VerifiedTrace.from_row(row, f"{path}, row {number}"))
+    return traces
 
 
 def select_traces(traces: Iterable[VerifiedTrace], config: SelectionConfig) -> Selection:
@@ -134,7 +132,7 @@ def select_traces(traces: Iterable[VerifiedTrace], config: SelectionConfig) -> S
             counts["thinned_out"] += len(right)
             continue
         candidates = right
-        if config.strategy == "consensus" and group[0].answer is None:
+        if config.strategy == "consensus" and group[0].gold_answer is None:
             candidates = _majority(group, config.min_agreement)
         candidates = _usable(candidates, counts)
         kept = []
@@ -174,7 +172,8 @@ def _usable(candidates: Sequence[VerifiedTrace], counts: Counter[str]) -> list[V
 
 def _majority(group: Sequence[VerifiedTrace], min_agreement: float) -> list[VerifiedTrace]:
     """The traces that give the most frequent answer, if enough of the whole ones do."""
-    keys = [(answer_key(trace.completion), trace) for trace in group if trace.finish_reason == "stop"]
+    whole = [trace for trace in group if trace.finish_reason == "stop"]
+    keys = [(answer_key(trace.extracted_answer) if trace.extracted_answer else None, trace) for trace in whole]
     votes = Counter(key for key, _ in keys if key is not None)
     if not votes:
         return []
@@ -234,24 +233,24 @@ def _ordered(traces: Sequence[VerifiedTrace], strategy: str) -> list[VerifiedTra
 
 def _render(
     trace: VerifiedTrace, config: SelectionConfig, pass_rate: float, counts: Counter[str]
-) -> dict[str, Any] | None:
+) -> TrainingRow | None:
     target = config.target_format or config.source_format
     completion = trace.completion
     if target.name != config.source_format.name:
         parsed = config.source_format.parse(completion)
         # A marker announces the bare answer; what follows the reasoning may be a sentence around it.
-        answer = extract_answer(completion).answer if target.answer_prefix else parsed.answer
+        answer = trace.extracted_answer if target.answer_prefix else parsed.answer
         try:
             completion = target.render(parsed.reasoning or "", answer or "")
         except ValueError:
             counts["not_rendered"] += 1
             return None
-    return {
-        "prompt": target.messages(trace.question),
-        "completion": [{"role": "assistant", "content": completion}],
-        "problem_id": trace.problem_id,
-        "kind": trace.kind,
-        "source": trace.source,
-        "answer": trace.answer,
-        "pass_rate": pass_rate,
-    }
+    return TrainingRow(
+        prompt=target.messages(trace.question),
+        completion=[{"role": "assistant", "content": completion}],
+        answer=trace.gold_answer,
+        problem_id=trace.problem_id,
+        kind=trace.kind,
+        source=trace.source,
+        pass_rate=pass_rate,
+    )

@@ -22,7 +22,6 @@ from trl_reasoning_distill.teacher.sampling.base import restore_open_tag
 from trl_reasoning_distill.teacher.sampling.transformers import eos_token_ids, generation_mode
 from trl_reasoning_distill.trainer.callbacks import show_samples
 from trl_reasoning_distill.trainer.trl_bridge import unwrap_model_for_generation
-from trl_reasoning_distill.verification.extract import extract_answer
 from trl_reasoning_distill.verification.verify import verify_answers
 
 Messages = Sequence[Mapping[str, str]]
@@ -47,7 +46,7 @@ class _Answered:
 
     index: int
     text: str
-    answer: str | None
+    extracted_answer: str | None
     status: str
     is_truncated: bool
     is_well_formed: bool
@@ -146,7 +145,7 @@ class AccuracyCallback(TrainerCallback):
             _Answered(
                 index=index,
                 text=text,
-                answer=extract_answer(text).answer,
+                extracted_answer=verdict.extracted,
                 status=verdict.status,
                 is_truncated=is_truncated,
                 is_well_formed=self.response_format.parse(text).well_formed,
@@ -212,7 +211,7 @@ class AccuracyCallback(TrainerCallback):
             "accuracy": [item.status == "correct" for item in answered],
             "undecided": [item.status == "undecided" for item in answered],
             "truncated": [item.is_truncated for item in answered],
-            "no_answer": [item.answer is None for item in answered],
+            "no_answer": [item.extracted_answer is None for item in answered],
             "well_formed": [item.is_well_formed for item in answered],
         }
         return {f"eval_math_{name}": sum(found) / len(answered) for name, found in shares.items()}
@@ -223,9 +222,9 @@ class AccuracyCallback(TrainerCallback):
             {
                 "step": step,
                 "question": self.problems[item.index].messages[-1]["content"],
-                "output": item.text,
-                "answer": item.answer,
-                "gold": self.problems[item.index].answer,
+                "completion": item.text,
+                "extracted_answer": item.extracted_answer,
+                "gold_answer": self.problems[item.index].answer,
                 "verdict": item.status,
             }
             for item in answered[: self.samples]

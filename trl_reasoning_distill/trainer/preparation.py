@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import AddedToken
@@ -148,8 +149,8 @@ class RowTokenizer:
             raise ValueError(f"Row {row.get(ROW_NUMBER, '?')}: {error}") from None
         finding = self._check(example, tokens)
         prepared = {
-            "input_ids": tokens.input_ids,
-            "labels": tokens.labels,
+            "input_ids": np.asarray(tokens.input_ids, np.int64),  # written to Arrow in one piece
+            "labels": np.asarray(tokens.labels, np.int64),
             "row_hash": row_hash(tokens.input_ids, tokens.labels),
             **dataclasses.asdict(finding),
         }
@@ -198,8 +199,10 @@ class RowTokenizer:
         if damaged:
             template = self.chat_template or self.tokenizer.chat_template
             first = rows[damaged[0]]
+            loses = all(str(rows[index]["damage"]).startswith(("drops", "doubles")) for index in damaged)
+            what = "drops or doubles the reasoning of" if loses else "changes what is trained of"
             raise ValueError(
-                f"The chat template drops or doubles what {len(damaged):,} of {len(rows):,} rows of the {name} dataset train. Row "
+                f"The chat template {what} {len(damaged):,} of {len(rows):,} rows of the {name} dataset. Row "
                 f"{first.get(ROW_NUMBER, damaged[0] + 1)}: it {first['damage']}. {advise(template)} Or, if the template opens the "
                 "reasoning itself, leave the open tag out of the completions."
             )

@@ -40,10 +40,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker said, or what became of it: a verdict's status and reason."""
+    """What a worker said, or what became of it: a verdict's status and reason, and whether its time ran out."""
 
     status: str
     reason: str
+    timed_out: bool = False
 
 
 @dataclass
@@ -161,14 +162,14 @@ class _Run:
                 and (not worker.ready or worker.item is not None)
                 and time.monotonic() > worker.deadline
             ):
-                self._end(worker, f"no result within {self.timeout:g} s", retry=False)
+                self._end(worker, f"no result within {self.timeout:g} s", retry=False, timed_out=True)
 
     def _read(self, worker: _Worker) -> None:
         chunk = os.read(worker.output.fileno(), 1 << 16)
         if not chunk:
             code = worker.process.wait()
             if _TIME_UP and code == -_TIME_UP:
-                self._end(worker, f"no result within {self.timeout:g} s", retry=False)
+                self._end(worker, f"no result within {self.timeout:g} s", retry=False, timed_out=True)
             else:
                 reason = (
                     "more than 1 GiB of memory needed"
@@ -191,7 +192,7 @@ class _Run:
             if worker.served >= _ITEMS_PER_WORKER:
                 self.pool.drop(worker)
 
-    def _end(self, worker: _Worker, reason: str, retry: bool) -> None:
+    def _end(self, worker: _Worker, reason: str, retry: bool, timed_out: bool = False) -> None:
         """Kill a worker; its item is undecided, unless what earlier items left behind may be to blame and it gets a fresh worker."""
         self.pool.drop(worker)
         item = worker.item
@@ -203,7 +204,7 @@ class _Run:
             self.retried.add(item)
             self.waiting.appendleft(item)
         else:
-            self.results[item] = Outcome("undecided", reason)
+            self.results[item] = Outcome("undecided", reason, timed_out)
 
 
 def _kill(worker: _Worker) -> None:

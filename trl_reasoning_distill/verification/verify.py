@@ -12,6 +12,7 @@ counted by themselves.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from trl_reasoning_distill.data.formatting import last_boxed
 from trl_reasoning_distill.data.schema import Verdict
 from trl_reasoning_distill.verification.compare import canonical, compare_plainly
-from trl_reasoning_distill.verification.extract import MAX_ANSWER, committed_text, extract_answer
+from trl_reasoning_distill.verification.extract import MAX_ANSWER, ExtractedAnswer, committed_text, extract_answer
 from trl_reasoning_distill.verification.numbers import parse_number
 from trl_reasoning_distill.verification.pool import Comparison, shared_pool
 
@@ -85,7 +86,11 @@ def verify_answers(
         )
     if fuzzy is not None and not 0 < fuzzy <= 100:
         raise ValueError(f"Wanted 0 < fuzzy ≤ 100, or None; found {fuzzy}.")
-    decided = [_decide(output, gold, tolerance, fuzzy) for output, gold in zip(outputs, golds, strict=True)]
+    extracted = [extract_answer(output) for output in outputs]
+    decided = [
+        _decide(output, answer, gold, tolerance, fuzzy)
+        for output, answer, gold in zip(outputs, extracted, golds, strict=True)
+    ]
     # Samples of one problem often give the same answer: each comparison is made once.
     pending = list(dict.fromkeys(item for item in decided if isinstance(item, Comparison)))
     found: dict[Comparison, Verdict] = {}
@@ -93,30 +98,35 @@ def verify_answers(
         outcomes = shared_pool(num_workers or min(_MAX_WORKERS, _core_count())).run(pending, timeout)
         for comparison, outcome in zip(pending, outcomes, strict=True):
             method = "none" if outcome.status == "undecided" else "symbolic"
-            found[comparison] = Verdict(outcome.status, method, outcome.reason)  # type: ignore[arg-type]
-    return [found[item] if isinstance(item, Comparison) else item for item in decided]
+            found[comparison] = Verdict(outcome.status, method, outcome.reason, timed_out=outcome.timed_out)  # type: ignore[arg-type]
+    verdicts = [found[item] if isinstance(item, Comparison) else item for item in decided]
+    return [
+        dataclasses.replace(verdict, extracted=answer.answer, rule=answer.rule)
+        for verdict, answer in zip(verdicts, extracted, strict=True)
+    ]
 
 
-def answer_key(output: str) -> str | None:
+def answer_key(answer: str) -> str:
     """A text that equal answers share, for counting votes: the number's value, or the answer without its typography.
 
     Coarser than `verify_answer`: expressions that only algebra finds equal have different keys.
+
+    Args:
+        answer: An extracted answer.
     """
-    answer = extract_answer(output).answer
-    if answer is None:
-        return None
     number = parse_number(answer)
     return canonical(answer) if number is None else str(number.value)
 
 
-def _decide(output: str, gold: str | None, tolerance: float, fuzzy: float | None) -> Verdict | Comparison:
+def _decide(
+    output: str, extracted: ExtractedAnswer, gold: str | None, tolerance: float, fuzzy: float | None
+) -> Verdict | Comparison:
     """The verdict, if it takes no algebra; else what the worker shall compare."""
     if gold is None or not gold.strip():
         return Verdict("undecided", "none", "there is no gold answer")
     gold_answer = _gold_answer(gold)
     if len(gold_answer) > MAX_ANSWER:
         return Verdict("undecided", "none", f"the gold answer is {len(gold_answer)} characters long")
-    extracted = extract_answer(output)
     answer = extracted.answer
     if answer is None:
         reason = "the reasoning never ended" if extracted.rule == "unfinished_reasoning" else "no answer was found"

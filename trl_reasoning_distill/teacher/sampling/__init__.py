@@ -22,7 +22,13 @@ from trl_reasoning_distill.teacher.sampling.base import (
     restore_open_tag,
     sample_seed,
 )
-from trl_reasoning_distill.teacher.sampling.options import ENGINES, EngineArguments, make_engine, parse_mapping
+from trl_reasoning_distill.teacher.sampling.options import (
+    ENGINES,
+    EngineArguments,
+    LoadingOptions,
+    ServerOptions,
+    make_engine,
+)
 
 __all__ = [
     "ENGINES",
@@ -30,11 +36,12 @@ __all__ = [
     "EngineArguments",
     "GenerationOutput",
     "GenerationRequest",
+    "LoadingOptions",
     "SamplingConfig",
+    "ServerOptions",
     "in_chunks",
     "is_opened",
     "make_engine",
-    "parse_mapping",
     "restore_open_tag",
     "sample_seed",
 ]

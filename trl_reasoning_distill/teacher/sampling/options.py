@@ -5,11 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from trl_reasoning_distill.options import (
+    Count,
+    CountOrZero,
+    JsonMapping,
+    OneOf,
+    Positive,
+    PositiveShare,
+    check_options,
+    option,
+)
 from trl_reasoning_distill.teacher.sampling.base import Engine
 
 ENGINES = {
@@ -56,100 +65,75 @@ def _option_names(factory: Callable[..., Any]) -> set[str]:
 
 
 @dataclasses.dataclass
-class EngineArguments:
+class LoadingOptions:
+    """How a model is loaded in this process."""
+
+    model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    dtype: str = option(
+        "auto", "float32, bfloat16, float16, or auto: the checkpoint's own on an accelerator, float32 on a CPU."
+    )
+    device_map: str | None = option(
+        None, "[transformers] auto spreads one model over all visible GPUs and the memory (then launch one process)."
+    )
+    attn_implementation: str | None = option(
+        None, "[transformers] sdpa, flash_attention_2, eager, … Default: the model's own."
+    )
+    quantization: str | None = option(
+        None, "4bit (NF4) or 8bit through bitsandbytes; vllm also takes its own names, such as fp8."
+    )
+    trust_remote_code: bool = option(False, "Run code that comes with a hub model. Off unless you trust it.")
+
+
+@dataclasses.dataclass
+class ServerOptions:
+    """How a model on a server is asked."""
+
+    base_url: str | None = option(
+        None, "[openai] The server, such as http://localhost:8000/v1. Default: $OPENAI_BASE_URL."
+    )
+    api_key_env: str = option(
+        "OPENAI_API_KEY", "[openai] Environment variable that holds the key; the key itself is never stored."
+    )
+    concurrency: Count = option(32, "[openai] Requests in flight at once.")
+    request_timeout: Positive = option(600.0, "[openai] Seconds before a request is given up and retried.")
+    max_retries: CountOrZero = option(
+        6, "[openai] Retries per request, with exponential back-off, after 429, 5xx, or a lost connection."
+    )
+
+
+@dataclasses.dataclass
+class EngineArguments(ServerOptions, LoadingOptions):
     """Which engine, and its options, as flat keys for a YAML file or a command line.
 
     A key that the chosen engine does not have is refused unless it still holds its default.
     """
 
-    engine: str = dataclasses.field(
-        default="transformers",
-        metadata={
-            "help": "What generates: transformers (this process), vllm (this process), or openai (any compatible server)."
-        },
+    engine: Annotated[str, OneOf(ENGINES)] = option(
+        "transformers", "What generates: transformers (this process), vllm (this process), or openai (a server)."
     )
-    model_revision: str | None = dataclasses.field(
-        default=None, metadata={"help": "Branch, tag or commit of a hub model."}
+    adapter: str | None = option(
+        None,
+        "[transformers] PEFT adapter, a folder or hub name, to put on the model. A model that is an adapter brings its own base.",
     )
-    adapter: str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "[transformers] PEFT adapter, a folder or hub name, to put on the model. A model that is an adapter brings its own base."
-        },
+    device: str | None = option(None, "[transformers] Device, such as cuda:0 or cpu. Default: what accelerate assigns.")
+    max_batch_size: Count = option(128, "[transformers] Most requests in a batch.")
+    max_batch_tokens: Count = option(
+        65536, "[transformers] Most tokens in a batch, prompts and completions together; lower it when memory runs out."
     )
-    dtype: str = dataclasses.field(
-        default="auto",
-        metadata={
-            "help": "float32, bfloat16, float16, or auto: the checkpoint's own on an accelerator, float32 on a CPU."
-        },
+    batching: str = option(
+        "auto", "[transformers] continuous, static, or auto: continuous on a CUDA device with FlashAttention."
     )
-    device: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "[transformers] Device, such as cuda:0 or cpu. Default: what accelerate assigns."},
-    )
-    device_map: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "[transformers] auto spreads one model over all visible GPUs (then launch one process)."},
-    )
-    attn_implementation: str | None = dataclasses.field(
-        default=None, metadata={"help": "[transformers] sdpa, flash_attention_2, eager, … Default: the model's own."}
-    )
-    quantization: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "4bit (NF4) or 8bit through bitsandbytes; vllm also takes its own names, such as fp8."},
-    )
-    max_batch_size: int = dataclasses.field(default=128, metadata={"help": "[transformers] Most requests in a batch."})
-    max_batch_tokens: int = dataclasses.field(
-        default=65536,
-        metadata={
-            "help": "[transformers] Most tokens in a batch, prompts and completions together; lower it when memory runs out."
-        },
-    )
-    batching: str = dataclasses.field(
-        default="auto",
-        metadata={
-            "help": "[transformers] continuous, static, or auto: continuous on a CUDA device with FlashAttention."
-        },
-    )
-    tensor_parallel_size: int = dataclasses.field(default=1, metadata={"help": "[vllm] GPUs that share one model."})
-    gpu_memory_utilization: float = dataclasses.field(
-        default=0.9, metadata={"help": "[vllm] Share of each GPU's memory to use."}
-    )
-    max_model_len: int | None = dataclasses.field(
-        default=None, metadata={"help": "[vllm] Context length; default: the model's."}
-    )
-    base_url: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "[openai] The server, such as http://localhost:8000/v1. Default: $OPENAI_BASE_URL."},
-    )
-    api_key_env: str = dataclasses.field(
-        default="OPENAI_API_KEY",
-        metadata={"help": "[openai] Environment variable that holds the key; the key itself is never stored."},
-    )
-    concurrency: int = dataclasses.field(default=32, metadata={"help": "[openai] Requests in flight at once."})
-    request_timeout: float = dataclasses.field(
-        default=600.0, metadata={"help": "[openai] Seconds before a request is given up and retried."}
-    )
-    max_retries: int = dataclasses.field(
-        default=6,
-        metadata={
-            "help": "[openai] Retries per request, with exponential back-off, after 429, 5xx, or a lost connection."
-        },
-    )
-    chat_template_kwargs: dict[str, Any] | str | None = dataclasses.field(
-        default=None, metadata={"help": 'Variables for the chat template, such as {"enable_thinking": true}.'}
-    )
-    trust_remote_code: bool = dataclasses.field(
-        default=False, metadata={"help": "Run code that comes with a hub model. Off unless you trust it."}
+    tensor_parallel_size: Count = option(1, "[vllm] GPUs that share one model.")
+    gpu_memory_utilization: PositiveShare = option(0.9, "[vllm] Share of each GPU's memory to use.")
+    max_model_len: Count | None = option(None, "[vllm] Context length; default: the model's.")
+    chat_template_kwargs: JsonMapping | None = option(
+        None, 'Variables for the chat template, such as {"enable_thinking": true}.'
     )
 
     _renamed: ClassVar[dict[str, str]] = {"model_revision": "revision"}
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine={self.engine!r}: choose one of {', '.join(ENGINES)}.")
-        if isinstance(self.chat_template_kwargs, str):
-            self.chat_template_kwargs = parse_mapping(self.chat_template_kwargs, "chat_template_kwargs")
+        check_options(self)
 
     @staticmethod
     def option_names(kind: str) -> set[str]:
@@ -180,18 +164,3 @@ class EngineArguments:
                     f"{field.name}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
                 )
         return make_engine(kind, model, **options)
-
-
-def parse_mapping(text: str, name: str) -> dict[str, Any]:
-    """A mapping given as JSON on a command line.
-
-    Raises:
-        ValueError: If it is not a JSON object; `name` says which option it was.
-    """
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={text!r} is not JSON ({error}); write it like '{{\"key\": 1}}'.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}={text!r} is JSON, but not an object; write it like '{{\"key\": 1}}'.")
-    return value

@@ -13,13 +13,13 @@ import ast
 import functools
 import importlib.util
 import inspect
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_origin
 
 from trl_reasoning_distill import options as option_types
+from trl_reasoning_distill.terminal import width
 
 _ORIGINS = {
     "trl_reasoning_distill": "options of this stage",
@@ -29,7 +29,7 @@ _ORIGINS = {
 
 
 class UnreadableOptionsError(LookupError):
-    """The options cannot be told from the source alone; import the stage and ask its parser."""
+    """The source is written in a way that this reader does not follow: a mistake of ours, which a test finds."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,22 @@ class Option:
     aliases: tuple[str, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called in YAML."""
+        return (self.name, *self.aliases)
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """All spellings that the stage's parser takes."""
         flags = [f"--{self.name}", f"--{self.name.replace('_', '-')}", *(f"--{alias}" for alias in self.aliases)]
         if self.default == "True" and self.type in ("bool", "bool | None"):
             flags += [f"--no_{self.name}", f"--no-{self.name.replace('_', '-')}"]
         return tuple(dict.fromkeys(flags))
+
+
+def script_path(stage: str) -> str:
+    """The file of a stage's script; a path is taken as it is."""
+    return stage if stage.endswith(".py") else str(Path(__file__).parent / f"{stage}.py")
 
 
 @functools.cache
@@ -94,15 +104,22 @@ def launcher_flags() -> tuple[str, ...]:
     return ("--accelerate_config", *(word for word in words if isinstance(word, str) and word.startswith("--")))
 
 
-def format_help(options: Sequence[Option], prog: str, description: str, epilog: str = "") -> str:
-    """The text of `--help`: every option with type, meaning and default; ours first, then those of TRL and transformers."""
+def help_of(script: str, prog: str, epilog: str = "") -> str:
+    """The text of `--help`: every option with type, meaning and default; ours first, then those of TRL and transformers.
+
+    Args:
+        script: Path of the stage's script, whose docstring it begins with.
+        prog: The command.
+        epilog: What it ends with.
+    """
+    path, options = script_path(script), read_options(script_path(script))
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [--config FILE.yaml] [--option value …]",
-        description=description,
+        description=inspect.cleandoc(ast.get_docstring(_parse(Path(path))) or ""),
         epilog=epilog,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=32, width=min(shutil.get_terminal_size().columns, 120)
+            prog, max_help_position=32, width=min(width(), 120)
         ),
         add_help=False,
     )
@@ -117,13 +134,8 @@ def format_help(options: Sequence[Option], prog: str, description: str, epilog: 
             if option.package == package:
                 default = "required" if option.default is None else f"default: {option.default}"
                 text = f"{option.help.replace('%%', '%')} ({default})".strip().replace("%", "%%")
-                group.add_argument(f"--{option.name}", metavar=option.type, help=text)
+                group.add_argument(*(f"--{name}" for name in option.names), metavar=option.type, help=text)
     return parser.format_help()
-
-
-def docstring(script: str) -> str:
-    """The docstring of a module's file."""
-    return inspect.cleandoc(ast.get_docstring(_parse(Path(script))) or "")
 
 
 def _parser_dataclasses(tree: ast.Module, script: str) -> list[str]:
