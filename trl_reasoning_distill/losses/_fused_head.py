@@ -252,7 +252,7 @@ def _losses_and_gradient_(
     grad_z = grads.z * student.slope(z)
     logits[tokens, entries.ids] = grad_z.gather(1, entries.slot).to(logits.dtype)
     for gradient in dense_gradients:
-        logits[:, : gradient.shape[1]] += gradient
+        logits[:, : gradient.shape[1]].add_(gradient)
     return values
 
 
