@@ -171,9 +171,9 @@ def ceilings(check: Check) -> Figures:
 
 def kernels(check: Check) -> Figures:
     """The row kernels alone, against float64: beyond 2³¹ elements, at three alignments; and their bandwidth."""
-    from trl_reasoning_distill.losses import _fused_head
+    from trl_reasoning_distill.losses import _kernels, _rows
 
-    module = _fused_head._kernels("rows", check.device, torch.bfloat16)
+    module = _kernels.kernels("rows", check.device, torch.bfloat16) or _rows
     check.say(f"{module.__name__}")
     rows, figures = 16 if check.quick else 16_384, {}
     odd = min(271, check.vocab // 4)

@@ -23,7 +23,7 @@ def test_the_kernels_agree_with_torch_in_the_interpreter(repository: Path):
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(repository)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["rows", "tiles", "loss"]
+    assert done.stdout.split() == ["rows", "tiles", "gather", "loss"]
 
 
 def check_rows() -> None:
@@ -84,23 +84,80 @@ def check_tiles() -> None:
     print("tiles")
 
 
-def check_loss() -> None:
-    from tests.losses.cases import live_teacher, problem
-    from trl_reasoning_distill.losses import _fused_head, _triton_rows, _triton_tiles
+def check_gather() -> None:
+    from trl_reasoning_distill.losses import _matmul, _triton_gather
 
-    kernels = {"rows": _triton_rows, "tiles": _triton_tiles}
-    for settings in ({"temperature": 2.0, "divergence": "jsd"}, {"temperature": 1.5, "logit_softcap": 4.0}, {}):
-        for teacher in ({}, {"teacher": live_teacher(top_k=3)}, {"teacher": live_teacher(top_k=None)}):
-            case = dataclasses.replace(problem(chunk_size=4, **settings), **teacher)
-            expected, expected_grads = case.run(torch.float32)
-            with unittest.mock.patch.object(_fused_head, "_kernels", lambda kind, *_: kernels[kind]):
-                actual, actual_grads = case.run(torch.float32)
-            torch.testing.assert_close(actual.loss, expected.loss)
-            torch.testing.assert_close(actual_grads, expected_grads)
+    torch.manual_seed(0)
+    for width in (5, 1024, 1500):
+        for dtype in (torch.float32, torch.bfloat16):
+            weight, hidden = torch.randn(40, width).to(dtype), torch.randn(7, 2 * width).to(dtype)[:, :width]
+            ids = torch.randint(40, (7, 3))
+            expected = _matmul.named_products(weight, hidden, ids)
+            torch.testing.assert_close(
+                _triton_gather.named_products(weight, hidden, ids), expected, rtol=1e-5, atol=1e-4
+            )
+    print("gather")
+
+
+def loss_cases():
+    """Each divergence and support with each kind of targets, at temperatures below, at and above 1."""
+    from tests.losses.cases import live_teacher, problem
+    from trl_reasoning_distill.losses.divergence import TopKTargets
+
+    divergences = [{"divergence": "jsd", "beta": beta} for beta in (0.3, 1.0)] + [{"divergence": "reverse_kl"}, {}]
+    for divergence in (*divergences, {"support": "renormalized"}, {"top_p": 0.5}):
+        for temperature in (1.0, 2.0, *((0.7,) if divergence.get("beta") == 0.3 else ())):
+            settings = {"temperature": temperature, "chunk_size": 4, **divergence}
+            case = problem(**settings)
+            if temperature == 0.7:
+                case.settings["logit_softcap"] = 4.0
+            yield case  # with a linear reference
+            case = dataclasses.replace(case, reference=None)
+            yield case
+            ids = case.teacher.ids.clone()
+            ids[0], ids[2, 1] = -1, -1
+            holes = TopKTargets(ids, case.teacher.log_probs)
+            yield dataclasses.replace(case, teacher=holes)
+            everything = problem(k=7, vocab=7, **settings)
+            yield dataclasses.replace(everything, reference=None)
+            yield dataclasses.replace(case, teacher=None)
+            top_p = {"top_p": 1.0, "support": settings.get("support", "tail")}
+            yield dataclasses.replace(case, teacher=live_teacher(top_k=3), settings=case.settings | top_p)
+            yield dataclasses.replace(
+                case, teacher=live_teacher(top_k=3, vocab_size=11), settings=case.settings | top_p
+            )
+            yield dataclasses.replace(case, teacher=live_teacher(top_k=None), settings=case.settings | {"top_p": 1.0})
+
+
+def check_loss() -> None:
+    from trl_reasoning_distill.losses import _kernels, _triton_gather, _triton_rows, _triton_tiles, _triton_tokens
+
+    kernels = {"gather": _triton_gather, "rows": _triton_rows, "tiles": _triton_tiles, "tokens": _triton_tokens}
+    covered = []
+
+    def is_covered(*arguments):
+        covered.append(_is_covered(*arguments))
+        return covered[-1]
+
+    _is_covered, _triton_tokens.is_covered = _triton_tokens.is_covered, is_covered
+    for case in loss_cases():
+        expected, expected_grads = case.run(torch.float32)
+        with unittest.mock.patch.object(_kernels, "kernels", lambda kind, *_: kernels[kind]):
+            actual, actual_grads = case.run(torch.float32)
+        for field in dataclasses.fields(actual):
+            ours, theirs = getattr(actual, field.name), getattr(expected, field.name)
+            torch.testing.assert_close(
+                ours, theirs, rtol=2e-5, atol=2e-6, msg=lambda m, n=field.name, c=case: f"{n} {c.settings} {m}"
+            )
+        torch.testing.assert_close(
+            actual_grads, expected_grads, rtol=1e-4, atol=5e-6, msg=lambda m, c=case: f"{c.settings} {m}"
+        )
+    assert 0.3 < sum(covered) / len(covered) < 0.95
     print("loss")
 
 
 if __name__ == "__main__":
     check_rows()
     check_tiles()
+    check_gather()
     check_loss()

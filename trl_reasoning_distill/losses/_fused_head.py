@@ -6,16 +6,13 @@ gradient in place, and three matmuls.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from dataclasses import replace
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses import _rows, _tiles
+from trl_reasoning_distill.losses import _kernels, _rows, _tiles
 from trl_reasoning_distill.losses._matmul import add_product_
 from trl_reasoning_distill.losses._tiles import top_k_targets
 from trl_reasoning_distill.losses._tokens import (
@@ -24,6 +21,7 @@ from trl_reasoning_distill.losses._tokens import (
     LossSettings,
     TokenTargets,
     TokenValues,
+    differentiated,
     token_losses,
 )
 from trl_reasoning_distill.losses.divergence import LOG_ZERO, accumulator
@@ -125,9 +123,12 @@ def _run(
     grad_weight = _WeightGradient(weight, one_chunk=len(hidden) <= settings.chunk_size) if needs_grad[1] else None
     grad_bias = torch.zeros_like(bias, dtype=accumulator(dtype)) if needs_grad[2] and bias is not None else None
     values: list[TokenValues] = []
+    # A live teacher's Top-K comes with its tile; what is named by stored targets is sorted once for all chunks.
+    entries = None if settings.top_k is not None else Entries.of(targets)
     for start in range(0, len(hidden), settings.chunk_size):
         rows = slice(start, start + settings.chunk_size)
-        grad_logits = _chunk(hidden[rows], targets[rows], student, settings, any(needs_grad), values)
+        named = None if entries is None else entries.of_tokens(rows)
+        grad_logits = _chunk(hidden[rows], targets[rows], named, student, settings, any(needs_grad), values)
         if grad_logits is None:
             continue
         if grad_hidden is not None:
@@ -149,6 +150,7 @@ def _run(
 def _chunk(
     hidden: Float[Tensor, "tokens hidden"],
     targets: TokenTargets,
+    entries: Entries | None,
     student: Head,
     settings: LossSettings,
     needs_grad: bool,
@@ -162,17 +164,19 @@ def _chunk(
     if settings.teacher_head is not None or settings.reference_head is not None:
         tile = _CPU_SECOND_TILE if hidden.device.type == "cpu" else _ACCELERATOR_SECOND_TILE
     parts = [slice(first, first + tile) for first in range(0, tokens, tile)]
+
+    def losses_(logits: Tensor, part: slice) -> TokenValues:
+        named = None if entries is None else entries.of_tokens(part)
+        return _losses_and_gradient_(logits, hidden[part], targets[part], named, student, settings, needs_grad)
+
     if not settings.in_float32 or hidden.dtype == accumulator(hidden.dtype):
         logits = student.logits(hidden)
-        values += [
-            _losses_and_gradient_(logits[part], hidden[part], targets[part], student, settings, needs_grad)
-            for part in parts
-        ]
+        values += [losses_(logits[part], part) for part in parts]
         return logits if needs_grad else None
     gradient = hidden.new_empty(tokens, len(student.weight)) if needs_grad else None
     for part in parts:
         logits = student.logits(hidden[part], in_float32=True)
-        values.append(_losses_and_gradient_(logits, hidden[part], targets[part], student, settings, needs_grad))
+        values.append(losses_(logits, part))
         if gradient is not None:
             gradient[part] = logits
         del logits
@@ -207,20 +211,22 @@ def _losses_and_gradient_(
     logits: Float[Tensor, "tokens vocab"],
     hidden: Float[Tensor, "tokens hidden"],
     targets: TokenTargets,
+    entries: Entries | None,
     student: Head,
     settings: LossSettings,
     needs_grad: bool,
 ) -> TokenValues:
     """The values of some tokens; `logits` become the gradient with respect to the projection, or are spoilt."""
     targets, dense, dense_gradients = _second_models(logits, targets, student, settings, needs_grad)
-    entries = Entries.of(targets)
+    entries = Entries.of(targets) if entries is None else entries
     tokens = torch.arange(len(logits), device=logits.device)[:, None]
     z = student.named_logits(logits, hidden, entries.ids).masked_fill_(~entries.is_unique, LOG_ZERO)
     z.clamp_min_(LOG_ZERO)  # a bias of -inf takes a token out of the vocabulary
     # What is left in the tile is the rest of the row. (Not `scatter_`: on the CPU it goes through a float32 copy of it all.)
     logits[tokens, entries.ids] = LOG_ZERO
     temperature = 1.0 if targets.teacher is None else settings.temperature
-    kernels = _kernels("rows", logits.device.type, logits.dtype)
+    where = logits.device.type, logits.dtype
+    kernels: Any = _kernels.kernels("rows", *where) or _rows
     # The ids that a live teacher shares, and those that only the likelihood knows.
     parts = logits.tensor_split([settings.shared_ids or logits.shape[1]], dim=1)
     temperatures = (temperature, 1.0)
@@ -228,25 +234,25 @@ def _losses_and_gradient_(
         kernels.row_statistics(part, t, z.amax(-1)) for part, t in zip(parts, temperatures, strict=True) if part.numel()
     ]
 
-    with torch.set_grad_enabled(needs_grad):
-        leaves = [z, *(row.log_sum_exp for row in rows)] + ([rows[0].log_sum_exp_t] if temperature != 1.0 else [])
-        if needs_grad:
-            leaves = [leaf.requires_grad_() for leaf in leaves]
-        padding = rows[1] if len(rows) > 1 else None
+    padding = rows[1] if len(rows) > 1 else None
+    token_kernels: Any = _kernels.kernels("tokens", *where)
+    if token_kernels is not None and token_kernels.is_covered(targets, padding, settings, dense):
+        values, grads = token_kernels.token_losses(z, rows[0], entries, targets, settings)
+    elif needs_grad:
+        values, grads = differentiated(z, rows[0], padding, entries, targets, settings, dense)
+    else:
         values = token_losses(z, rows[0], padding, entries, targets, settings, dense)
-        grads = torch.autograd.grad(values.loss.sum(), leaves) if needs_grad else ()
-    values = TokenValues(*(value.detach() for value in values))
     if not needs_grad:
         return values
 
-    grads_t = (grads[-1] / temperature if temperature != 1.0 else None, None)
+    grads_t = (None if grads.log_sum_exp_t is None else grads.log_sum_exp_t / temperature, None)
     head = (student.logit_scale, student.logit_softcap)
-    for part, row, grad, grad_t, t in zip(parts, rows, grads[1:], grads_t, temperatures, strict=False):
-        kernels.row_gradient_(part, row.detached(), grad, grad_t, t, *head)
-    grad_z = grads[0] * student.slope(z.detach())
+    for part, row, grad, grad_t, t in zip(parts, rows, grads.log_sum_exps, grads_t, temperatures, strict=False):
+        kernels.row_gradient_(part, row, grad, grad_t, t, *head)
+    grad_z = grads.z * student.slope(z)
     logits[tokens, entries.ids] = grad_z.gather(1, entries.slot).to(logits.dtype)
     for gradient in dense_gradients:
-        logits[:, : gradient.shape[1]] += gradient
+        logits[:, : gradient.shape[1]].add_(gradient)
     return values
 
 
@@ -263,7 +269,7 @@ def _second_models(
     """
     terms = DenseTerms(None, None, None)
     gradients = []
-    kernels = _kernels("tiles", logits.device.type, logits.dtype)
+    kernels: Any = _kernels.kernels("tiles", logits.device.type, logits.dtype) or _tiles
     head = (student.logit_scale, student.logit_softcap)
     if settings.reference_head is not None and targets.reference_hidden is not None:
         tile = settings.reference_head.logits(targets.reference_hidden, in_float32=True)
@@ -292,14 +298,6 @@ def _second_models(
             gradients.append(tile)
         terms = terms._replace(top1_agreement=agrees)
     return targets, terms, gradients
-
-
-@functools.cache
-def _kernels(kind: Literal["rows", "tiles"], device: str, dtype: torch.dtype) -> ModuleType:
-    """Triton's where there is a GPU and Triton (which ships with PyTorch for CUDA), else torch's."""
-    if device == "cuda" and dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
-        return importlib.import_module(f"trl_reasoning_distill.losses._triton_{kind}")
-    return {"rows": _rows, "tiles": _tiles}[kind]
 
 
 def _no_tokens(hidden: Tensor) -> TokenValues:

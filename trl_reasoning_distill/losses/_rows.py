@@ -38,9 +38,6 @@ class RowStatistics(NamedTuple):
     log_sum_exp_t: Float[Tensor, " tokens"]
     mean: Float[Tensor, " tokens"]
 
-    def detached(self) -> RowStatistics:
-        return RowStatistics(*(statistic.detach() for statistic in self))
-
     def joined(self, other: RowStatistics, vocab: int) -> RowStatistics:
         """Statistics of the row that self, `vocab` ids wide, and `other` make up; what is at the temperature stays self's.
 

@@ -293,6 +293,10 @@ def _check_ids(targets: TokenTargets, vocab: int) -> None:
     for name, tensor in ids.items():
         if tensor is None or not tensor.numel():
             continue
+        if tensor.device.type == "cuda":  # asserted there, as cross-entropy does: looking would make the host wait
+            is_valid = (tensor < vocab) & (tensor >= 0) if name == "labels" else tensor < vocab
+            torch._assert_async(is_valid.all(), f"`{name}` holds an id that the head, of {vocab} tokens, does not know")
+            continue
         largest = int(tensor.max())
         if largest >= vocab:
             raise ValueError(

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trl_reasoning_distill.losses._matmul import product
+from trl_reasoning_distill.losses import _kernels, _matmul
 from trl_reasoning_distill.losses.divergence import accumulator
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-# Elements of the head's rows that are gathered at a time.
-_CPU_GATHERED, _ACCELERATOR_GATHERED = 2**20, 2**25
 
 _FACTORS = (
     "logit_scale",  # Cohere
@@ -97,7 +94,7 @@ class Head(NamedTuple):
         """The logits as the model's own forward pass rounds them, or `in_float32`, where 16 bits do not tell two models apart."""
         weight, bias = self.weight, self.bias
         if in_float32 and hidden.dtype != accumulator(hidden.dtype):
-            logits = product(hidden, weight.t())
+            logits = _matmul.product(hidden, weight.t())
             if bias is not None:
                 logits += bias
         else:
@@ -117,12 +114,8 @@ class Head(NamedTuple):
         dtype = accumulator(logits.dtype)
         if logits.dtype == dtype:
             return logits.gather(1, ids)
-        named = torch.empty(ids.shape, dtype=dtype, device=ids.device)
-        budget = _CPU_GATHERED if logits.device.type == "cpu" else _ACCELERATOR_GATHERED
-        step = max(1, budget // (ids.shape[1] * hidden.shape[1]))
-        for start in range(0, len(ids), step):
-            rows = slice(start, start + step)
-            torch.bmm(self.weight[ids[rows]].to(dtype), hidden[rows, :, None].to(dtype), out=named[rows, :, None])
+        gather: Any = _kernels.kernels("gather", logits.device.type, logits.dtype)
+        named = (gather or _matmul).named_products(self.weight, hidden, ids)
         if self.bias is not None:
             named += self.bias[ids].to(dtype)
         return self.transform_(named)
