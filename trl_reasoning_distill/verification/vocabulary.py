@@ -256,7 +256,7 @@ LEAD_IN = re.compile(
     rf"(?:{_ARTICLES} )?{_HEADS}(?: \(?[a-z]\)?)?(?: (?:of|for|to|in) (?:the |this |our )?[a-z ]{{1,40}}?)? ?{_COPULA}+[ :]*"
     r"|(?:it|this|that|there|which|these|they|he|she|we|i|you|x) ?(?:is|are|was|were|equals?|will be|would be|must be|has|have|had|needs?|gets?|got|pays?|paid|earns?|makes?|made|spends?|spent|sold|sells?|takes?|costs?|found|find|obtain|gives?) (?:that )?"
     r"|(?:we|you) (?:get|have|obtain|find|need|conclude|see)(?: that)?[ ,:]+|(?:about|approximately|approx\.?|around|roughly|exactly|precisely|only|just|ca\.|etwa|ungefähr|environ|aproximadamente|unos|около|примерно|约|大约|約|共|一共|总共|共有|\\approx|~|\\sim|\\therefore|=|:|a total of|total of|(?:a|an|the|some|answer|final answer)(?= )) ?"
-    r"|(?:option|choice|选|選|选择) ?"
+    rf"|(?:option|choice|选|選|选择) ?|{_ADVERBS}[ ,:]+"
     r")",
     re.IGNORECASE,
 )
@@ -264,7 +264,6 @@ LEAD_IN = re.compile(
 TRAIL = re.compile(
     r"[ ,(]+(?:because|since|as we|so that|which is|which means|where we|if we|in total|altogether|in all|overall|total|left over|left|each|respectively|weil|parce que|porque|потому что|因为)\b.*$"
     r"|(?<=[\w}]) (?:for|in|after|at|by|on|over|per|from|to|out of the|of the|during|within|für|pour|para|за|на) (?:each |every |the |all |these |those |a |an |\d+ )+[a-z]{2,}(?: [a-z]{2,}){0,4}$"
-    r"|(?<=\d) ?\((?!mod|not|or|and|nicht|base)[^()\d\\=<>]{2,40}\)$"
     r"|(?:です|になります|である|となります|个|人|岁|次|只|本)$",
     re.IGNORECASE,
 )
