@@ -74,7 +74,16 @@ def test_where_rules_disagree_examples_are_shown(tmp_path: Path, capsys: pytest.
     finals = ["The answer is 5. So \\boxed{4}"] * 7 + ["\\boxed{4.0} The answer is 4."]
     rows = [trace(f"p{number}", 0, final) for number, final in enumerate(finals)]
     write_jsonl(tmp_path / "traces.jsonl", rows)
-    verify.main(["--traces", str(tmp_path / "traces.jsonl"), "--response_format", "think", "--output_dir", str(tmp_path / "verify")])
+    verify.main(
+        [
+            "--traces",
+            str(tmp_path / "traces.jsonl"),
+            "--response_format",
+            "think",
+            "--output_dir",
+            str(tmp_path / "verify"),
+        ]
+    )
     disagreements = read_json(tmp_path / "verify" / "summary.json")["disagreements"]
     assert list(disagreements) == ["boxed, not answer_is"]
     kind = disagreements["boxed, not answer_is"]

@@ -17,7 +17,22 @@ DIGITS = "零一二三四五六七八九"
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
 MONTHS = "January February March April May June July August September October November December".split()
-NAMES = ["Evelyn", "Navin", "Paris", "ellipse", "parabola", "Thursday", "red", "octagon", "isosceles", "photosynthesis", "New York", "prime number", "George Washington", "carbon dioxide"]
+NAMES = [
+    "Evelyn",
+    "Navin",
+    "Paris",
+    "ellipse",
+    "parabola",
+    "Thursday",
+    "red",
+    "octagon",
+    "isosceles",
+    "photosynthesis",
+    "New York",
+    "prime number",
+    "George Washington",
+    "carbon dioxide",
+]
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,11 @@ def integer_writings(n: int) -> list[str]:
         found += [f"{n:,}".replace(",", "."), f"{n / 10**6:.6f} million"]
     if n and not n % 100:
         zeros = len(str(n)) - len(str(n).rstrip("0"))
-        found += [f"{str(n)[:-zeros]} \\times 10^{{{zeros}}}", f"{str(n)[:-zeros]}e{zeros}", f"{str(n)[:-zeros]}×10^{zeros}"]
+        found += [
+            f"{str(n)[:-zeros]} \\times 10^{{{zeros}}}",
+            f"{str(n)[:-zeros]}e{zeros}",
+            f"{str(n)[:-zeros]}×10^{zeros}",
+        ]
     if size < 1000:
         found += [("negative " if n < 0 else "") + english(size), ("minus " if n < 0 else "") + str(size)]
     if 0 < n < 10000:
@@ -74,7 +93,14 @@ def integer_writings(n: int) -> list[str]:
 
 
 def integer(rng: Random) -> Item:
-    n = rng.choice((rng.randrange(-20, 100), rng.randrange(-2000, 20000), rng.randrange(-(10**7), 10**9), 100 * rng.randrange(1, 10**5)))
+    n = rng.choice(
+        (
+            rng.randrange(-20, 100),
+            rng.randrange(-2000, 20000),
+            rng.randrange(-(10**7), 10**9),
+            100 * rng.randrange(1, 10**5),
+        )
+    )
     return Item(n, tuple(integer_writings(n)))
 
 
@@ -85,19 +111,40 @@ def decimal(rng: Random) -> Item:
         value += Fraction(1, 10**places)
     text = f"{float(value):.{places}f}"
     whole, _, rest = text.partition(".")
-    found = [text, f"{text}0", f"${text}$", fullwidth(text), f"{value.numerator}/{value.denominator}", f"\\frac{{{value.numerator}}}{{{value.denominator}}}"]
+    found = [
+        text,
+        f"{text}0",
+        f"${text}$",
+        fullwidth(text),
+        f"{value.numerator}/{value.denominator}",
+        f"\\frac{{{value.numerator}}}{{{value.denominator}}}",
+    ]
     if len(rest) != 3:
         found.append(f"{whole},{rest}")
     if len(whole) > 3:
         grouped = f"{int(whole):,}"
-        found += [f"{grouped}.{rest}", grouped.replace(",", ".") + f",{rest}", grouped.replace(",", " ") + f",{rest}", grouped.replace(",", "'") + f".{rest}"]
+        found += [
+            f"{grouped}.{rest}",
+            grouped.replace(",", ".") + f",{rest}",
+            grouped.replace(",", " ") + f",{rest}",
+            grouped.replace(",", "'") + f".{rest}",
+        ]
     return Item(value, tuple(found))
 
 
 def fraction(rng: Random) -> Item:
     value = Fraction(rng.randrange(1, 60), rng.randrange(2, 40))
     a, b, sign = value.numerator, value.denominator, rng.choice(("", "-"))
-    found = [f"{sign}{a}/{b}", f"{sign}\\frac{{{a}}}{{{b}}}", f"{sign}\\dfrac{{{a}}}{{{b}}}", f"{sign}\\tfrac{{{3 * a}}}{{{3 * b}}}", f"\\frac{{{sign}{a}}}{{{b}}}", f"{sign}{a} / {b}", f"{sign}{a} \\div {b}", f"${sign}{a}/{b}$"]
+    found = [
+        f"{sign}{a}/{b}",
+        f"{sign}\\frac{{{a}}}{{{b}}}",
+        f"{sign}\\dfrac{{{a}}}{{{b}}}",
+        f"{sign}\\tfrac{{{3 * a}}}{{{3 * b}}}",
+        f"\\frac{{{sign}{a}}}{{{b}}}",
+        f"{sign}{a} / {b}",
+        f"{sign}{a} \\div {b}",
+        f"${sign}{a}/{b}$",
+    ]
     if a < 10 and b < 10:
         found.append(f"{sign}\\frac{a}{b}")
     if a > b > 1:
@@ -124,7 +171,19 @@ def percentage(rng: Random) -> Item:
     n = rng.randrange(1, 1000)
     value = Fraction(n, rng.choice((1, 2, 4)))
     text = f"{float(value):g}"
-    return Item(value, (f"{text}%", f"{text}\\%", f"{text} percent", f"{text} \\%", f"${text}\\%$", f"{text} pct", fullwidth(f"{text}%"), f"{text} Prozent"))
+    return Item(
+        value,
+        (
+            f"{text}%",
+            f"{text}\\%",
+            f"{text} percent",
+            f"{text} \\%",
+            f"${text}\\%$",
+            f"{text} pct",
+            fullwidth(f"{text}%"),
+            f"{text} Prozent",
+        ),
+    )
 
 
 SCALES = [
@@ -147,11 +206,28 @@ def quantity(rng: Random) -> Item:
     found = []
     for unit, size in scale:
         amount = Fraction(value, size)
-        text = str(amount) if amount.denominator == 1 else f"{float(amount):g}" if (amount * 100).denominator == 1 and amount < 10**4 else None
+        text = (
+            str(amount)
+            if amount.denominator == 1
+            else f"{float(amount):g}"
+            if (amount * 100).denominator == 1 and amount < 10**4
+            else None
+        )
         if text is not None:
-            found += [f"{text} {unit}", f"${text} {unit}$" if unit[0] in "\\^" else f"{text} \\text{{ {unit} }}" if unit.isascii() and "^" not in unit else f"{text}{unit}"]
+            found += [
+                f"{text} {unit}",
+                f"${text} {unit}$"
+                if unit[0] in "\\^"
+                else f"{text} \\text{{ {unit} }}"
+                if unit.isascii() and "^" not in unit
+                else f"{text}{unit}",
+            ]
     if number == 1 and value >= 3600:
-        found += [f"{value // 3600} h {value % 3600 // 60} min", f"{value // 3600} hours and {value % 3600 // 60} minutes", f"{value // 3600}\\text{{ hours }}{value % 3600 // 60}\\text{{ minutes}}"] * (value % 60 == 0)
+        found += [
+            f"{value // 3600} h {value % 3600 // 60} min",
+            f"{value // 3600} hours and {value % 3600 // 60} minutes",
+            f"{value // 3600}\\text{{ hours }}{value % 3600 // 60}\\text{{ minutes}}",
+        ] * (value % 60 == 0)
     if number == 5:
         found += [f"${value // 100}.{value % 100:02d}", f"\\${value // 100}.{value % 100:02d}"]
     return Item((number, value), tuple(found))
@@ -160,7 +236,13 @@ def quantity(rng: Random) -> Item:
 def ratio(rng: Random) -> Item:
     terms = [rng.randrange(1, 30) for _ in range(rng.choice((2, 2, 3)))]
     k = rng.randrange(2, 5)
-    found = [":".join(map(str, terms)), " : ".join(map(str, terms)), ":".join(str(k * t) for t in terms), " to ".join(map(str, terms)), "：".join(map(str, terms))]
+    found = [
+        ":".join(map(str, terms)),
+        " : ".join(map(str, terms)),
+        ":".join(str(k * t) for t in terms),
+        " to ".join(map(str, terms)),
+        "：".join(map(str, terms)),
+    ]
     is_clock = len(terms) == 2 and max(terms[1], k * terms[1]) > 9  # `10:20` and `20:40` are times, too
     return Item(tuple(Fraction(t, terms[0]) for t in terms), tuple(found[:1]) if is_clock else tuple(found))
 
@@ -172,7 +254,11 @@ def several(kind: str) -> Callable[[Random], Item]:
             inner = [", ".join(map(str, values)), ",".join(map(str, values)), ",\\, ".join(f"{v}.0" for v in values)]
             if len(values) == 2:
                 inner = [text for text in inner if " " in text or "-" in text.partition(",")[2]]
-            found = [f"({text})" for text in inner] + [f"\\left({text}\\right)" for text in inner] + [f"（{', '.join(map(str, values))}）"]
+            found = (
+                [f"({text})" for text in inner]
+                + [f"\\left({text}\\right)" for text in inner]
+                + [f"（{', '.join(map(str, values))}）"]
+            )
             if len(values) > 2:
                 found.append("\\begin{pmatrix} " + " \\\\ ".join(map(str, values)) + " \\end{pmatrix}")
             return Item(tuple(values), tuple(found))
@@ -181,10 +267,26 @@ def several(kind: str) -> Callable[[Random], Item]:
             if len(values) == 1:
                 values.append(values[0] + 1)
             mixed = [rng.sample(values, len(values)), [*values, values[0]]]
-            return Item(frozenset(values), tuple(f"{o}{', '.join(map(str, row))}{c}" for row in mixed for o, c in (("\\{", "\\}"), ("\\left\\{ ", " \\right\\}"))))
+            return Item(
+                frozenset(values),
+                tuple(
+                    f"{o}{', '.join(map(str, row))}{c}"
+                    for row in mixed
+                    for o, c in (("\\{", "\\}"), ("\\left\\{ ", " \\right\\}"))
+                ),
+            )
         mixed = rng.sample(values, len(values))
         head, last = ", ".join(map(str, mixed[:-1])), mixed[-1]
-        found = [f"{head} and {last}", f"{head}, {last}", f"{head} \\text{{ and }} {last}", f"{head}和{last}", f"{head} und {last}", "; ".join(map(str, mixed)), "，".join(map(str, mixed)), f"x = {head}, {last}"]
+        found = [
+            f"{head} and {last}",
+            f"{head}, {last}",
+            f"{head} \\text{{ and }} {last}",
+            f"{head}和{last}",
+            f"{head} und {last}",
+            "; ".join(map(str, mixed)),
+            "，".join(map(str, mixed)),
+            f"x = {head}, {last}",
+        ]
         return Item(tuple(sorted(values)), tuple(found))
 
     return draw
@@ -196,14 +298,28 @@ def interval(rng: Random) -> Item:
     left, right = rng.random() < 0.5, rng.random() < 0.5
     body = f"{'[' if left else '('}{low}, {high}{']' if right else ')'}"
     less = ["\\le", "<="] if left else ["<", "<"], ["\\le", "≤"] if right else ["<", "\\lt"]
-    found = [body, "\\left" + body[:-1] + "\\right" + body[-1], f"x \\in {body}", f"{low} {less[0][0]} x {less[1][0]} {high}", f"{low}.0 {less[0][1]} x {less[1][1]} {high}", f"x {'≥' if left else '>'} {low} and x {'≤' if right else '<'} {high}"]
+    found = [
+        body,
+        "\\left" + body[:-1] + "\\right" + body[-1],
+        f"x \\in {body}",
+        f"{low} {less[0][0]} x {less[1][0]} {high}",
+        f"{low}.0 {less[0][1]} x {less[1][1]} {high}",
+        f"x {'≥' if left else '>'} {low} and x {'≤' if right else '<'} {high}",
+    ]
     return Item((low, high, left, right), tuple(found))
 
 
 def union(rng: Random) -> Item:
     low = rng.randrange(-20, 20)
     high = low + rng.randrange(1, 30)
-    found = [f"(-\\infty, {low}) \\cup ({high}, \\infty)", f"({high}, +\\infty)\\cup(-\\infty, {low})", f"x < {low} \\text{{ or }} x > {high}", f"x > {high} or x < {low}", f"\\mathbb{{R}} \\setminus [{low}, {high}]", f"x \\in (-∞, {low}) ∪ ({high}, ∞)"]
+    found = [
+        f"(-\\infty, {low}) \\cup ({high}, \\infty)",
+        f"({high}, +\\infty)\\cup(-\\infty, {low})",
+        f"x < {low} \\text{{ or }} x > {high}",
+        f"x > {high} or x < {low}",
+        f"\\mathbb{{R}} \\setminus [{low}, {high}]",
+        f"x \\in (-∞, {low}) ∪ ({high}, ∞)",
+    ]
     return Item((low, high), tuple(found))
 
 
@@ -212,14 +328,27 @@ def inequality(rng: Random) -> Item:
     sign = {(True, True): ">", (True, False): "<", (False, True): "\\ge", (False, False): "\\le"}[strict, above]
     turned = {">": "<", "<": ">", "\\ge": "\\le", "\\le": "\\ge"}[sign]
     brackets = f"{'(' if strict else '['}{value}, \\infty)" if above else f"(-\\infty, {value}{')' if strict else ']'}"
-    return Item((value, name, strict, above), (f"{name} {sign} {value}", f"{value} {turned} {name}", f"2{name} {sign} {2 * value}", f"-{name} {turned} {-value}", f"{name} \\in {brackets}"))
+    return Item(
+        (value, name, strict, above),
+        (
+            f"{name} {sign} {value}",
+            f"{value} {turned} {name}",
+            f"2{name} {sign} {2 * value}",
+            f"-{name} {turned} {-value}",
+            f"{name} \\in {brackets}",
+        ),
+    )
 
 
 def matrix(rng: Random) -> Item:
     rows = [[rng.randrange(-9, 20) for _ in range(2)] for _ in range(2)]
     body = " \\\\ ".join(" & ".join(map(str, row)) for row in rows)
     found = [f"\\begin{{{kind}}} {body} \\end{{{kind}}}" for kind in ("pmatrix", "bmatrix")]
-    found += [f"\\left[\\begin{{array}}{{cc}} {body} \\end{{array}}\\right]", "\\begin{pmatrix}" + body.replace(" ", "") + "\\end{pmatrix}", str(rows)]
+    found += [
+        f"\\left[\\begin{{array}}{{cc}} {body} \\end{{array}}\\right]",
+        "\\begin{pmatrix}" + body.replace(" ", "") + "\\end{pmatrix}",
+        str(rows),
+    ]
     return Item(tuple(map(tuple, rows)), tuple(found))
 
 
@@ -229,7 +358,12 @@ def named(rng: Random) -> Item:
     found = []
     for order in (names, names[::-1]):
         parts = [f"{name} = {values[name]}" for name in order]
-        found += [", ".join(parts), " and ".join(parts), " \\text{ and } ".join(parts).replace(" = ", "="), "，".join(parts)]
+        found += [
+            ", ".join(parts),
+            " and ".join(parts),
+            " \\text{ and } ".join(parts).replace(" = ", "="),
+            "，".join(parts),
+        ]
         found.append(f"({order[0]}, {order[1]}) = ({values[order[0]]}, {values[order[1]]})")
     return Item(tuple(sorted(values.items())), tuple(found))
 
@@ -238,64 +372,141 @@ def counted(rng: Random) -> Item:
     nouns = rng.sample(["boys", "girls", "apples", "pears", "cats"], 2)
     counts = [rng.randrange(1, 30) for _ in nouns]
     parts = [f"{count} {noun}" for count, noun in zip(counts, nouns, strict=True)]
-    return Item(tuple(sorted(zip(nouns, counts, strict=True))), (", ".join(parts), " and ".join(parts), ", ".join(parts[::-1]), " and ".join(parts[::-1])))
+    return Item(
+        tuple(sorted(zip(nouns, counts, strict=True))),
+        (", ".join(parts), " and ".join(parts), ", ".join(parts[::-1]), " and ".join(parts[::-1])),
+    )
 
 
 def polynomial(rng: Random) -> Item:
     a, b, x = rng.randrange(-9, 10), rng.randrange(-9, 10), rng.choice("xyt")
     signed = [f"{n:+d}" for n in (a, b, a + b, a * b)]
-    found = [f"({x}{signed[0]})({x}{signed[1]})", f"({x} {signed[1]}) \\cdot ({x} {signed[0]})", f"{x}^2{signed[2]}{x}{signed[3]}", f"{signed[3]}{signed[2]}{x} + {x}^{{2}}", f"{x}\\left({x}{signed[2]}\\right){signed[3]}", f"{x}²{signed[2]}*{x}{signed[3]}"]
+    found = [
+        f"({x}{signed[0]})({x}{signed[1]})",
+        f"({x} {signed[1]}) \\cdot ({x} {signed[0]})",
+        f"{x}^2{signed[2]}{x}{signed[3]}",
+        f"{signed[3]}{signed[2]}{x} + {x}^{{2}}",
+        f"{x}\\left({x}{signed[2]}\\right){signed[3]}",
+        f"{x}²{signed[2]}*{x}{signed[3]}",
+    ]
     return Item((a + b, a * b, x), tuple(found))
 
 
 def root(rng: Random) -> Item:
     k, n = rng.randrange(2, 12), rng.choice((2, 3, 5, 6, 7, 10))
-    found = [f"{k}\\sqrt{{{n}}}", f"{k} \\sqrt {n}", f"\\sqrt{{{k * k * n}}}", f"{k}√{n}", f"\\frac{{{k * n}}}{{\\sqrt{{{n}}}}}", f"{k}*sqrt({n})", f"{k} \\cdot {n}^{{1/2}}"]
+    found = [
+        f"{k}\\sqrt{{{n}}}",
+        f"{k} \\sqrt {n}",
+        f"\\sqrt{{{k * k * n}}}",
+        f"{k}√{n}",
+        f"\\frac{{{k * n}}}{{\\sqrt{{{n}}}}}",
+        f"{k}*sqrt({n})",
+        f"{k} \\cdot {n}^{{1/2}}",
+    ]
     return Item(k * k * n, tuple(found))
 
 
 def plus_minus(rng: Random) -> Item:
     a, n, d = rng.randrange(-9, 10), rng.choice((2, 3, 5, 7)), rng.randrange(2, 6)
-    found = [f"\\frac{{{a} \\pm \\sqrt{{{n}}}}}{{{d}}}", f"\\frac{{{a}+\\sqrt{{{n}}}}}{{{d}}}, \\frac{{{a}-\\sqrt{{{n}}}}}{{{d}}}", f"x = \\frac{{{a} - \\sqrt{n}}}{{{d}}} \\text{{ or }} x = \\frac{{{a} + \\sqrt{n}}}{{{d}}}", f"\\frac{{{a}}}{{{d}}} \\pm \\frac{{\\sqrt{{{n}}}}}{{{d}}}"]
+    found = [
+        f"\\frac{{{a} \\pm \\sqrt{{{n}}}}}{{{d}}}",
+        f"\\frac{{{a}+\\sqrt{{{n}}}}}{{{d}}}, \\frac{{{a}-\\sqrt{{{n}}}}}{{{d}}}",
+        f"x = \\frac{{{a} - \\sqrt{n}}}{{{d}}} \\text{{ or }} x = \\frac{{{a} + \\sqrt{n}}}{{{d}}}",
+        f"\\frac{{{a}}}{{{d}}} \\pm \\frac{{\\sqrt{{{n}}}}}{{{d}}}",
+    ]
     return Item((a, n, d), tuple(found))
 
 
 def equation(rng: Random) -> Item:
     a, b, c = rng.randrange(1, 9), rng.randrange(1, 9), rng.randrange(1, 20)
     k = rng.randrange(2, 5)
-    found = [f"{a}x + {b}y = {c}", f"{k * a}x + {k * b}y = {k * c}", f"{a}x + {b}y - {c} = 0", f"y = -\\frac{{{a}}}{{{b}}}x + \\frac{{{c}}}{{{b}}}", f"{c} = {b}y + {a}x", f"x = \\frac{{{c} - {b}y}}{{{a}}}"]
+    found = [
+        f"{a}x + {b}y = {c}",
+        f"{k * a}x + {k * b}y = {k * c}",
+        f"{a}x + {b}y - {c} = 0",
+        f"y = -\\frac{{{a}}}{{{b}}}x + \\frac{{{c}}}{{{b}}}",
+        f"{c} = {b}y + {a}x",
+        f"x = \\frac{{{c} - {b}y}}{{{a}}}",
+    ]
     return Item((Fraction(a, c), Fraction(b, c)), tuple(found))
 
 
 def base_numeral(rng: Random) -> Item:
     base = rng.choice((2, 3, 5, 8))
     digits = str(rng.randrange(1, base)) + "".join(str(rng.randrange(base)) for _ in range(rng.randrange(2, 7)))
-    return Item((digits, base), (f"{digits}_{base}", f"{digits}_{{{base}}}", f"${digits}_{{{base}}}$", f"({digits})_{{{base}}}" if base else ""))
+    return Item(
+        (digits, base),
+        (
+            f"{digits}_{base}",
+            f"{digits}_{{{base}}}",
+            f"${digits}_{{{base}}}$",
+            f"({digits})_{{{base}}}" if base else "",
+        ),
+    )
 
 
 def choice(rng: Random) -> Item:
     letter = rng.choice("ABCDE")
-    return Item(letter, (letter, f"({letter})", f"\\text{{({letter})}}", f"{letter}.", f"{letter})", f"Option {letter}", f"选{letter}", f"（{letter}）", f"\\textbf{{{letter}}}", f"[{letter}]"))
+    return Item(
+        letter,
+        (
+            letter,
+            f"({letter})",
+            f"\\text{{({letter})}}",
+            f"{letter}.",
+            f"{letter})",
+            f"Option {letter}",
+            f"选{letter}",
+            f"（{letter}）",
+            f"\\textbf{{{letter}}}",
+            f"[{letter}]",
+        ),
+    )
 
 
 def date(rng: Random) -> Item:
     year, month, day = rng.randrange(1800, 2100), rng.randrange(1, 13), rng.randrange(1, 29)
     name = MONTHS[month - 1]
-    found = [f"{name} {day}, {year}", f"{day} {name} {year}", f"{year}-{month:02d}-{day:02d}", f"{name[:3]}. {day}, {year}", f"{day}th of {name} {year}", f"{year}年{month}月{day}日", f"{year}/{month}/{day}"]
+    found = [
+        f"{name} {day}, {year}",
+        f"{day} {name} {year}",
+        f"{year}-{month:02d}-{day:02d}",
+        f"{name[:3]}. {day}, {year}",
+        f"{day}th of {name} {year}",
+        f"{year}年{month}月{day}日",
+        f"{year}/{month}/{day}",
+    ]
     return Item((year, month, day), tuple(found))
 
 
 def clock(rng: Random) -> Item:
     hour, minute = rng.randrange(24), rng.randrange(60)
     half, twelve = "ap"[hour >= 12], hour % 12 or 12
-    found = [f"{twelve}:{minute:02d} {half}.m.", f"{twelve}:{minute:02d} {half.upper()}M", f"{twelve}:{minute:02d}{half}m", *([f"{hour}:{minute:02d}"] if hour > 12 else [])]
+    found = [
+        f"{twelve}:{minute:02d} {half}.m.",
+        f"{twelve}:{minute:02d} {half.upper()}M",
+        f"{twelve}:{minute:02d}{half}m",
+        *([f"{hour}:{minute:02d}"] if hour > 12 else []),
+    ]
     return Item((hour, minute), tuple(found))
 
 
 STATEMENTS = {
     "yes": ("yes", "Yes", "\\text{Yes}", "true", "oui", "是", "да", "sí", "Ja", "はい"),
     "no": ("no", "No.", "\\text{No}", "False", "non", "否", "нет", "nein", "不是"),
-    "nothing": ("no solution", "\\emptyset", "\\varnothing", "∅", "\\{\\}", "none", "No solutions", "无解", "aucune solution", "нет решений", "\\text{no solution}"),
+    "nothing": (
+        "no solution",
+        "\\emptyset",
+        "\\varnothing",
+        "∅",
+        "\\{\\}",
+        "none",
+        "No solutions",
+        "无解",
+        "aucune solution",
+        "нет решений",
+        "\\text{no solution}",
+    ),
     "undefined": ("undefined", "does not exist", "DNE", "\\text{undefined}", "不存在", "не существует"),
     "infinite": ("infinitely many", "infinitely many solutions", "无穷多"),
 }
@@ -309,17 +520,28 @@ def statement(rng: Random) -> Item:
 def congruence(rng: Random) -> Item:
     modulus = rng.randrange(3, 20)
     residue = rng.randrange(modulus)
-    return Item((residue, modulus), (f"n \\equiv {residue} \\pmod {{{modulus}}}", f"n ≡ {residue + modulus} (mod {modulus})", f"n \\equiv {residue} \\pmod{modulus}" if modulus < 10 else f"n \\equiv {residue}\\pmod{{{modulus}}}"))
+    return Item(
+        (residue, modulus),
+        (
+            f"n \\equiv {residue} \\pmod {{{modulus}}}",
+            f"n ≡ {residue + modulus} (mod {modulus})",
+            f"n \\equiv {residue} \\pmod{modulus}" if modulus < 10 else f"n \\equiv {residue}\\pmod{{{modulus}}}",
+        ),
+    )
 
 
 def family(rng: Random) -> Item:
     a, b = rng.randrange(2, 9), rng.randrange(1, 9)
-    return Item((a, b), tuple(f"{a}{name} + {b}, {name} \\in \\mathbb{{Z}}" for name in "knm") + (f"{b} + {a}k, k∈Z",) * 0)
+    return Item(
+        (a, b), tuple(f"{a}{name} + {b}, {name} \\in \\mathbb{{Z}}" for name in "knm") + (f"{b} + {a}k, k∈Z",) * 0
+    )
 
 
 def text(rng: Random) -> Item:
     name = rng.choice(NAMES)
-    return Item(name, (name, f"\\text{{{name}}}", name.lower(), name.upper(), f"**{name}**", f'"{name}"', f"the {name}"))
+    return Item(
+        name, (name, f"\\text{{{name}}}", name.lower(), name.upper(), f"**{name}**", f'"{name}"', f"the {name}")
+    )
 
 
 DRAW: dict[str, Callable[[Random], Item]] = {

@@ -40,7 +40,10 @@ def wrongly_judged(kind: str, count: int, seed: int, *, equal: bool) -> list[tup
     return [(*pair, v) for pair, v in zip(drawn, verdicts, strict=True) if (v.status == "correct") != equal]
 
 
-COUNTS = [pytest.param(40, id="40"), pytest.param(100_000 // len(KINDS), id="1e5", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+COUNTS = [
+    pytest.param(40, id="40"),
+    pytest.param(100_000 // len(KINDS), id="1e5", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+]
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -78,7 +81,9 @@ def test_reading_and_comparing_never_raise(left: str, right: str) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(SEEDS, st.sampled_from(KINDS), st.sampled_from(["foo^", "\\zzz", "@", "=", "5", "<", "and", "\\frac", "not", ")"]))
+@given(
+    SEEDS, st.sampled_from(KINDS), st.sampled_from(["foo^", "\\zzz", "@", "=", "5", "<", "and", "\\frac", "not", ")"])
+)
 def test_what_is_left_over_is_never_dropped(seed: int, kind: str, rest: str) -> None:
     item = DRAW[kind](random.Random(seed))
     gold = item.writings[0]

@@ -11,7 +11,8 @@ import pytest
 
 from tests.verification.hostile import FACTORIALS, HOSTILE, MEGABYTE, POWERS, UNICODE
 from trl_reasoning_distill.data.files import read_jsonl
-from trl_reasoning_distill.verification.comparison import Rules, compare as compare_answers
+from trl_reasoning_distill.verification.comparison import Rules
+from trl_reasoning_distill.verification.comparison import compare as compare_answers
 from trl_reasoning_distill.verification.pool import OUT_OF_MEMORY, Comparison, ComparisonPool
 from trl_reasoning_distill.verification.reading import read
 from trl_reasoning_distill.verification.verify import answer_key, verify_answer, verify_answers

@@ -6,7 +6,8 @@ r"""From the grammar's expression to the type of answer that it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from trl_reasoning_distill.verification.answers import (
     Answer,
@@ -45,7 +46,7 @@ DUMMY = Symbol("·")
 _MAX_SIGNS = 3
 
 
-class NotAnAnswer(ValueError):
+class NotAnAnswer(ValueError):  # noqa: N818 - not a mistake of anybody
     """The expression was read, but it makes no answer: `5 = 6`, a measure inside a sum."""
 
 
@@ -79,19 +80,43 @@ def classify(expression: Expression) -> Answer:
 def _value(expression: Expression) -> Answer:
     marked = [node for node in walk(expression) if isinstance(node, Call) and node.name in ("±", "∓")]
     if marked:
-        return Several(tuple(_value(e) for e in _both_signs(expression))) if len(marked) <= _MAX_SIGNS else _refuse("too many signs")
+        return (
+            Several(tuple(_value(e) for e in _both_signs(expression)))
+            if len(marked) <= _MAX_SIGNS
+            else _refuse("too many signs")
+        )
     if isinstance(expression, Call) and expression.name == "neg":
         inner = classify(expression.args[0])
         if isinstance(inner, Percentage | Quantity):
             value = Call("neg", (inner.value,))
             return Percentage(value) if isinstance(inner, Percentage) else Quantity(value, inner.unit, inner.noun)
     for node in walk(expression):
-        if isinstance(node, Measure) or (isinstance(node, Call) and (node.name in _STRUCTURES or node.name.startswith("chain:"))):
-            return _refuse("brackets or a unit inside a sum")
+        if isinstance(node, Measure) or (
+            isinstance(node, Call) and (node.name in _STRUCTURES or node.name.startswith("chain:"))
+        ):
+            _refuse("brackets or a unit inside a sum")
     return Plain(expression)
 
 
-_STRUCTURES = frozenset({"list", "or", "mixed", "{}", "()", "(]", "[)", "[]", "cup", "cap", "minus", "builder", "congruent", "base", "ratio"})
+_STRUCTURES = frozenset(
+    {
+        "list",
+        "or",
+        "mixed",
+        "{}",
+        "()",
+        "(]",
+        "[)",
+        "[]",
+        "cup",
+        "cap",
+        "minus",
+        "builder",
+        "congruent",
+        "base",
+        "ratio",
+    }
+)
 
 
 SENSELESS = frozenset({
@@ -101,7 +126,7 @@ SENSELESS = frozenset({
 """Why an expression that was read whole makes no answer."""
 
 
-def _refuse(reason: str) -> Answer:
+def _refuse(reason: str) -> NoReturn:
     raise NotAnAnswer(reason)
 
 
@@ -127,7 +152,7 @@ def _measure(measure: Measure) -> Answer:
         return Percentage(measure.value.args[0])
     value = classify(measure.value)
     if not isinstance(value, Plain):
-        return _refuse("a unit behind what is no number")
+        _refuse("a unit behind what is no number")
     return Quantity(value.value, measure.unit, measure.noun)
 
 
@@ -135,10 +160,21 @@ def _list(args: Sequence[Expression], name: str) -> Answer:
     parts = [classify(arg) for arg in args]
     flat: list[Answer] = []
     for part in parts:  # `2, 1 \pm \sqrt5` are three values
-        flat += part.parts if isinstance(part, Several) and not part.is_set and name != "nested" and not any(isinstance(arg, Call) and arg.name == "list" for arg in args) else [part]
+        flat += (
+            part.parts
+            if isinstance(part, Several)
+            and not part.is_set
+            and name != "nested"
+            and not any(isinstance(arg, Call) and arg.name == "list" for arg in args)
+            else [part]
+        )
     conditions = [arg for arg, part in zip(args, parts, strict=True) if _is_condition(arg, part)]
     relations = [part for part in parts if isinstance(part, Relation)]
-    if len(relations) == 1 and len(conditions) == len(parts) - 1 and all(Call("{R}", ()) in getattr(c, "args", ()) for c in conditions):
+    if (
+        len(relations) == 1
+        and len(conditions) == len(parts) - 1
+        and all(Call("{R}", ()) in getattr(c, "args", ()) for c in conditions)
+    ):
         return relations[0]  # `x > 2, x \\in \\mathbb{R}`
     if conditions and len(conditions) < len(parts):
         values = tuple(part for arg, part in zip(args, parts, strict=True) if arg not in conditions)
@@ -148,18 +184,36 @@ def _list(args: Sequence[Expression], name: str) -> Answer:
         if all(nameless):
             return Several(tuple(flat))
         if name == "mixed" or any(nameless):
-            return _refuse("several answers")
+            _refuse("several answers")
         return Region("cup" if name == "or" else "and", tuple(flat))
     if isinstance(flat[0], Assignment) and all(isinstance(part, Assignment | Plain | Bracketed) for part in flat):
         return _named(flat)
-    if len(flat) > 1 and isinstance(flat[-1], Assignment) and all(isinstance(part, Plain) and isinstance(part.value, Symbol) for part in flat[:-1]):
-        return _named([Assignment(part.value.name, flat[-1].value, flat[-1].sides) if isinstance(part, Plain) and isinstance(part.value, Symbol) else part for part in flat])
+    if (
+        len(flat) > 1
+        and isinstance(flat[-1], Assignment)
+        and all(isinstance(part, Plain) and isinstance(part.value, Symbol) for part in flat[:-1])
+    ):
+        return _named(
+            [
+                Assignment(part.value.name, flat[-1].value, flat[-1].sides)
+                if isinstance(part, Plain) and isinstance(part.value, Symbol)
+                else part
+                for part in flat
+            ]
+        )
     return Several(tuple(flat))
 
 
 def _is_condition(arg: Expression, part: Answer) -> bool:
     """`k \\in \\mathbb{Z}`: says of a parameter what it may be."""
-    return isinstance(part, Region) and part.operation == "in" and isinstance(part.parts[0], Region) and not part.parts[0].parts and isinstance(arg, Call) and isinstance(arg.args[0], Symbol)
+    return (
+        isinstance(part, Region)
+        and part.operation == "in"
+        and isinstance(part.parts[0], Region)
+        and not part.parts[0].parts
+        and isinstance(arg, Call)
+        and isinstance(arg.args[0], Symbol)
+    )
 
 
 def _named(parts: Sequence[Answer]) -> Answer:
@@ -175,7 +229,7 @@ def _named(parts: Sequence[Answer]) -> Answer:
     if len(names) == 1 and len(named) == 1:
         return parts[0]
     if len(names) < len(named) and any(not isinstance(part, Assignment) for part in parts) and len(names) > 1:
-        return _refuse("some values have no name")
+        _refuse("some values have no name")
     return Named(tuple(named))
 
 
@@ -185,15 +239,15 @@ def _chain(sides: Sequence[Expression], relations: Sequence[str]) -> Answer:
     if list(relations) in (["in"], ["notin"]):
         region = classify(sides[1])
         if not isinstance(region, Region | Bracketed | Several | Statement):
-            return _refuse("an element of what is no set")
+            _refuse("an element of what is no set")
         subject = name_of(sides[0])
         return Region(relations[0], (region,), subject) if subject else _refuse("an element that is no name")
     if set(relations) <= {"<", ">", "<=", ">=", "!="}:
         for side in sides:
             if not isinstance(_plain(side), Plain):
-                return _refuse("an inequality between what are no numbers")
+                _refuse("an inequality between what are no numbers")
         return Relation(tuple(_strip(side) for side in sides), tuple(relations))
-    return _refuse("relations that do not go together")
+    _refuse("relations that do not go together")
 
 
 def _strip(side: Expression) -> Expression:
@@ -217,32 +271,44 @@ def _equalities(sides: list[Expression], relations: list[str]) -> Answer:
     if name is None and len(sides) > 2:
         name = next((found for side in reversed(sides[:-1]) if (found := name_of(side)) is not None), None)
     if name is not None:
-        if isinstance(left, Call) and left.name.startswith("f:") and len(left.args) == 1 and isinstance(left.args[0], Symbol):
+        if (
+            isinstance(left, Call)
+            and left.name.startswith("f:")
+            and len(left.args) == 1
+            and isinstance(left.args[0], Symbol)
+        ):
             right = substitute(right, {left.args[0].name: DUMMY})
         value = classify(right)
-        if isinstance(left, Call) and left.name == "()" and isinstance(value, Bracketed) and len(value.parts) == len(left.args):
+        if (
+            isinstance(left, Call)
+            and left.name == "()"
+            and isinstance(value, Bracketed)
+            and len(value.parts) == len(left.args)
+        ):
             return Named(tuple((name_of(arg) or "?", part) for arg, part in zip(left.args, value.parts, strict=True)))
         return Assignment(name, value, (left, right))
     if not any(variables(side) for side in sides):
         return _arithmetic(sides)
     if len(sides) > 2:
-        return _refuse("several equations in one")
+        _refuse("several equations in one")
     for side in sides:
         if not isinstance(_plain(side), Plain):
-            return _refuse("an equation between what are no numbers")
+            _refuse("an equation between what are no numbers")
     return Equation(_strip(left), _strip(right))
 
 
 def _arithmetic(sides: Sequence[Expression]) -> Answer:
     """`3 + 4 = 7` is 7, and `5 = 6` is nothing."""
     values = [classify(side) for side in sides]
-    first, last = (value.value if isinstance(value, Plain | Quantity | Percentage) else None for value in (values[0], values[-1]))
+    first, last = (
+        value.value if isinstance(value, Plain | Quantity | Percentage) else None for value in (values[0], values[-1])
+    )
     if first is not None and last is not None and isinstance(values[0], Plain):
         try:
-            if not equal(first, last) and (isinstance(first, Number) or abs((exact_value(first) or 0) - (exact_value(last) or 0)) > 1):
-                return _refuse("its sides are not equal")
+            if not equal(first, last):
+                _refuse("its sides are not equal")
         except UnknownValue:
-            return _refuse("its sides could not be compared")
+            _refuse("its sides could not be compared")
     return values[-1]
 
 
@@ -260,7 +326,17 @@ def name_of(expression: Expression) -> str | None:
         if len(expression.args) == 1 and isinstance(expression.args[0], Symbol):
             return f"{name[2:]}(·)"
         return f"{name[2:]}({', '.join(map(_written, expression.args))})"
-    if name in ("+", "-", "*", "/", "abs", "norm", "ratio", "()", "degree", "neg") or name in ("sin", "cos", "tan", "cot", "log", "ln", "conj", "max", "min"):
+    if name in ("+", "-", "*", "/", "abs", "norm", "ratio", "()", "degree", "neg") or name in (
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "log",
+        "ln",
+        "conj",
+        "max",
+        "min",
+    ):
         parts = [name_of(arg) for arg in expression.args]
         if all(part is not None for part in parts):
             return f"{name}({', '.join(parts)})"  # type: ignore[arg-type]
@@ -278,21 +354,23 @@ def _base_numeral(args: tuple[Expression, ...]) -> Answer:
     assert isinstance(digits, Symbol)
     value = exact_value(base)
     if value is None or value.denominator != 1 or not 2 <= value <= 36:
-        return _refuse("no base of numerals")
+        _refuse("no base of numerals")
     return BaseNumeral(digits.name.replace(",", "").replace(" ", "").upper(), int(value))
 
 
 def _builder(args: tuple[Expression, ...]) -> Answer:
     """`\\{x \\mid x > 3\\}` is the region of its condition."""
-    if not isinstance(args[0], Symbol) and not (isinstance(args[0], Call) and args[0].name == "chain:in" and args[0].args[1] == Call("{R}", ())):
-        return _refuse("a set by such a condition")
+    if not isinstance(args[0], Symbol) and not (
+        isinstance(args[0], Call) and args[0].name == "chain:in" and args[0].args[1] == Call("{R}", ())
+    ):
+        _refuse("a set by such a condition")
     condition = classify(args[1])
     if isinstance(condition, Relation | Region):
         return Region("and", (condition,))
-    return _refuse("a set by such a condition")
+    _refuse("a set by such a condition")
 
 
-_BY_NAME = {
+_BY_NAME: dict[str, Callable[[tuple[Expression, ...]], Answer]] = {
     "%": lambda args: Percentage(args[0]),
     "degree": lambda args: Quantity(args[0], unit_named("deg")),
     "base": _base_numeral,

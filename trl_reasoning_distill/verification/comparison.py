@@ -6,6 +6,7 @@ from it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +33,7 @@ from trl_reasoning_distill.verification.answers import (
     Statement,
     Text,
 )
+from trl_reasoning_distill.verification.equations import equations_equal, relations_equal
 from trl_reasoning_distill.verification.expressions import (
     Call,
     Expression,
@@ -67,15 +69,25 @@ def compare(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
     """Whether two readings are the same answer; gold's type decides."""
     if isinstance(answer, Assignment) and not isinstance(gold, Assignment | Named | Equation | Relation):
         return compare(gold, answer.value, rules)  # a name that gold does not ask for
-    if isinstance(answer, Choice) and answer.text and not isinstance(gold, Choice):
-        return None
-    if isinstance(answer, Several) and not isinstance(gold, Several | Named | Bracketed | Region | Family) and len(answer.parts) > 1:
-        if not (isinstance(gold, Assignment) and isinstance(gold.value, Several)):  # one value, written twice
-            return _all(compare(gold, part, rules) for part in answer.parts)
+    if isinstance(answer, Choice) and answer.text and not isinstance(gold, Choice):  # `(B) 5` is 5
+        return any(compare(gold, reading, rules) for reading in _readings(answer.text)) or None
+    if isinstance(answer, Several) and len(answer.parts) > 1 and _is_single(gold):  # one value, written twice
+        return _all(compare(gold, part, rules) for part in answer.parts)
     try:
         return _BY_TYPE[type(gold)](gold, answer, rules)
     except UnknownValue:
         return None
+
+
+def _is_single(gold: Answer) -> bool:
+    value = gold.value if isinstance(gold, Assignment) else gold
+    return not isinstance(value, Several | Named | Bracketed | Region | Family)
+
+
+def _readings(text: str) -> tuple[Answer, ...]:
+    from trl_reasoning_distill.verification.reading import read  # which imports what this module imports
+
+    return read(text).answers
 
 
 # Numbers, percentages, quantities
@@ -109,7 +121,11 @@ def _equal_with_any_logarithm(gold: Expression, answer: Expression) -> bool:
     """`\\log` is base 10 to some and natural to others; both sides mean the same."""
     if equal(gold, answer):
         return True
-    has_log = any(isinstance(node, Call) and node.name == "log" and len(node.args) == 1 for side in (gold, answer) for node in walk(side))
+    has_log = any(
+        isinstance(node, Call) and node.name == "log" and len(node.args) == 1
+        for side in (gold, answer)
+        for node in walk(side)
+    )
     return has_log and equal(gold, answer, log_base=None)
 
 
@@ -125,12 +141,15 @@ def _compare_plain(gold: Plain, answer: Answer, rules: Rules) -> Outcome:
         case Plain(value):
             return numbers_equal(gold.value, value, rules.tolerance)
         case Percentage(value):  # `50%` answers both 50 and 0.5
-            return numbers_equal(gold.value, value, rules.tolerance) or numbers_equal(gold.value, _hundredth(value), rules.tolerance)
+            return numbers_equal(gold.value, value, rules.tolerance) or numbers_equal(
+                gold.value, _hundredth(value), rules.tolerance
+            )
         case Quantity(value, unit, _):
             if numbers_equal(gold.value, value, rules.tolerance):
                 return True
-            is_angle = unit is not None and unit.dimension == (("deg", 1),) and _has_pi(gold.value)
-            return is_angle and numbers_equal(gold.value, Call("degree", (_scaled(value, unit.factor),)), rules.tolerance)  # type: ignore[union-attr]
+            if unit is None or unit.dimension != (("deg", 1),) or not _has_pi(gold.value):
+                return False
+            return numbers_equal(gold.value, Call("degree", (_scaled(value, unit.factor),)), rules.tolerance)
         case Ratio(terms) if len(terms) == 2:
             return numbers_equal(gold.value, Call("/", terms), rules.tolerance)
         case Several(parts) | Bracketed(_, parts):
@@ -162,7 +181,9 @@ def _vector_equal(gold: Plain, answer: Answer, rules: Rules) -> Outcome:
     if isinstance(answer.parts[0], Bracketed):  # [[1, 2], [3, 4]]
         rows = [part.parts for part in answer.parts if isinstance(part, Bracketed)]
         cells = [[cell.value for cell in row if isinstance(cell, Plain)] for row in rows]
-        return numbers_equal(gold.value, Call("matrix", tuple(Call("row", tuple(row)) for row in cells)), rules.tolerance)
+        return numbers_equal(
+            gold.value, Call("matrix", tuple(Call("row", tuple(row)) for row in cells)), rules.tolerance
+        )
     entries = _entries(gold)
     return entries is not None and _in_order([Plain(entry) for entry in entries], answer.parts, rules)
 
@@ -182,7 +203,9 @@ def _compare_percentage(gold: Percentage, answer: Answer, rules: Rules) -> Outco
         case Percentage(value):
             return numbers_equal(gold.value, value, rules.tolerance)
         case Plain(value):  # the sign left out, or the fraction that it is
-            return numbers_equal(gold.value, value, rules.tolerance) or numbers_equal(_hundredth(gold.value), value, rules.tolerance)
+            return numbers_equal(gold.value, value, rules.tolerance) or numbers_equal(
+                _hundredth(gold.value), value, rules.tolerance
+            )
         case Quantity(value, None, _):
             return numbers_equal(gold.value, value, rules.tolerance)
     return False
@@ -214,7 +237,11 @@ def _compare_quantity(gold: Quantity, answer: Answer, rules: Rules) -> Outcome:
 def _same_amount(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
     assert gold.unit is not None
     assert answer.unit is not None
-    if gold.unit == answer.unit or (gold.unit.factor, gold.unit.dimension, gold.unit.offset) == (answer.unit.factor, answer.unit.dimension, answer.unit.offset):
+    if gold.unit == answer.unit or (gold.unit.factor, gold.unit.dimension, gold.unit.offset) == (
+        answer.unit.factor,
+        answer.unit.dimension,
+        answer.unit.offset,
+    ):
         return numbers_equal(gold.value, answer.value, rules.tolerance)
     names = {gold.unit.name, answer.unit.name}
     if {gold.unit.dimension, answer.unit.dimension} == {(("deg", 1),), (("rad", 1),)}:
@@ -223,7 +250,9 @@ def _same_amount(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
     if gold.unit.dimension != answer.unit.dimension:
         is_bare_degree = names & {"°"} and names & {"°C", "°F"}
         return bool(is_bare_degree) and numbers_equal(gold.value, answer.value, rules.tolerance)
-    sides = [_scaled(side.value, side.unit.factor, side.unit.offset) for side in (gold, answer) if side.unit is not None]
+    sides = [
+        _scaled(side.value, side.unit.factor, side.unit.offset) for side in (gold, answer) if side.unit is not None
+    ]
     return numbers_equal(sides[0], sides[1], rules.tolerance)
 
 
@@ -247,7 +276,10 @@ def _compare_ratio(gold: Ratio, answer: Answer, rules: Rules) -> Outcome:
     if any(isinstance(term, Symbol) and term.name == "..." for term in gold.terms + answer.terms):
         return all(numbers_equal(a, b, rules.tolerance) for a, b in zip(gold.terms, answer.terms, strict=True))
     first, other = gold.terms[0], answer.terms[0]
-    return all(numbers_equal(Call("*", (a, other)), Call("*", (b, first)), rules.tolerance) for a, b in zip(gold.terms[1:], answer.terms[1:], strict=True))
+    return all(
+        numbers_equal(Call("*", (a, other)), Call("*", (b, first)), rules.tolerance)
+        for a, b in zip(gold.terms[1:], answer.terms[1:], strict=True)
+    )
 
 
 # Several parts
@@ -301,7 +333,10 @@ def _compare_bracketed(gold: Bracketed, answer: Answer, rules: Rules) -> Outcome
         case Bracketed(brackets, parts):
             if len(gold.parts) != len(parts):
                 return False
-            if gold.brackets != brackets and not ({gold.brackets, brackets} <= {"()", "<>", "[]"} and (len(parts) != 2 or "<>" in (gold.brackets, brackets))):
+            if gold.brackets != brackets and not (
+                {gold.brackets, brackets} <= {"()", "<>", "[]"}
+                and (len(parts) != 2 or "<>" in (gold.brackets, brackets))
+            ):
                 return False
             return _in_order(gold.parts, parts, rules)
         case Several(parts, False):
@@ -370,53 +405,20 @@ def _compare_assignment(gold: Assignment, answer: Answer, rules: Rules) -> Outco
                 return True
         elif not (variables(gold.sides[1]) or variables(answer.sides[1])):
             return False
-        return _equations_equal(gold.sides, answer.sides)
+        return equations_equal(gold.sides, answer.sides)
     if isinstance(answer, Equation):
-        return _equations_equal(gold.sides, (answer.left, answer.right))
+        return equations_equal(gold.sides, (answer.left, answer.right))
     if isinstance(answer, Named):
-        return all(name == gold.name for name, _ in answer.parts) and compare(gold.value, Several(tuple(value for _, value in answer.parts)), rules)
+        return all(name == gold.name for name, _ in answer.parts) and compare(
+            gold.value, Several(tuple(value for _, value in answer.parts)), rules
+        )
     return compare(gold.value, answer, rules)
 
 
 def _compare_equation(gold: Equation, answer: Answer, rules: Rules) -> Outcome:
     if isinstance(answer, Equation):
-        return _equations_equal((gold.left, gold.right), (answer.left, answer.right))
-    return isinstance(answer, Assignment) and _equations_equal((gold.left, gold.right), answer.sides)
-
-
-def _equations_equal(gold: tuple[Expression, Expression], answer: tuple[Expression, Expression]) -> bool:
-    """Whether two equations say the same: one is a multiple of the other, or is solved for a variable of the other."""
-    left, right = Call("-", gold), Call("-", answer)
-    if variables(left) != variables(right):
-        return False
-    if _is_multiple(left, right) is not None:
-        return True
-    return _is_solved(gold, left, answer, right) or _is_solved(answer, right, gold, left)
-
-
-def _is_multiple(left: Expression, right: Expression) -> bool | None:
-    """Whether `right` is a positive (True) or negative (False) multiple of `left`; `None` if it is no multiple."""
-    point = {name: Number(Fraction(7919 + 1093 * index, 5077 + 211 * index)) for index, name in enumerate(sorted(variables(left) | variables(right)))}
-    there = [substitute(side, point) for side in (left, right)]  # type: ignore[arg-type]
-    values = [numeric_value(side) for side in there]
-    if not values[0] or not values[1]:
-        return None
-    if not equal(Call("*", (left, there[1])), Call("*", (right, there[0]))):
-        return None
-    ratio = values[0] / values[1]
-    return getattr(ratio, "real", ratio) > 0
-
-
-def _is_solved(solved: tuple[Expression, Expression], difference: Expression, other: tuple[Expression, Expression], other_difference: Expression) -> bool:
-    """Whether `solved` is `y = …`, and `other` is linear in y and holds for it."""
-    name, value = solved
-    if not isinstance(name, Symbol) or name.name in variables(value):
-        return False
-    at = [substitute(other_difference, {name.name: Number(Fraction(x))}) for x in (0, 1, 2)]
-    slope = Call("-", (at[1], at[0]))
-    if not equal(slope, Call("-", (at[2], at[1]))):
-        return False
-    return equal(substitute(other_difference, {name.name: value}), Number(Fraction(0), is_integer=True))
+        return equations_equal((gold.left, gold.right), (answer.left, answer.right))
+    return isinstance(answer, Assignment) and equations_equal((gold.left, gold.right), answer.sides)
 
 
 # Regions of the real line
@@ -434,7 +436,7 @@ def _compare_region(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
             return False
         return regions_equal(left, right, rules.tolerance)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return _relations_equal(gold, answer, rules)
+        return relations_equal(gold, answer, functools.partial(numbers_equal, tolerance=rules.tolerance))
     if isinstance(gold, Region) and isinstance(answer, Region) and gold.operation == answer.operation:
         if gold.parts or answer.parts:
             return _in_any_order(gold.parts, answer.parts, rules, as_set=True)
@@ -446,32 +448,15 @@ def _compare_region(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
     return False
 
 
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
-
-
-def _relations_equal(gold: Relation, answer: Relation, rules: Rules) -> Outcome:
-    if None in gold.sides or None in answer.sides:
-        return False
-    for turned in (False, True):
-        sides = answer.sides[::-1] if turned else answer.sides
-        relations = tuple(_FLIPPED[r] for r in answer.relations[::-1]) if turned else answer.relations
-        if relations == gold.relations and all(numbers_equal(a, b, rules.tolerance) for a, b in zip(gold.sides, sides, strict=True)):  # type: ignore[arg-type]
-            return True
-    if len(gold.relations) == len(answer.relations) == 1:
-        left, right = Call("-", gold.sides), Call("-", answer.sides)  # type: ignore[arg-type]
-        if variables(left) != variables(right):
-            return False
-        multiple = _is_multiple(left, right)
-        relation = answer.relations[0]
-        return multiple is not None and gold.relations[0] == (relation if multiple else _FLIPPED[relation])
-    return False
-
-
 # The rest
 
 
 def _compare_congruence(gold: Congruence, answer: Answer, rules: Rules) -> Outcome:
-    if not isinstance(answer, Congruence) or not (Symbol("·") in (gold.subject, answer.subject) or numbers_equal(gold.subject, answer.subject, 0.0)) or not numbers_equal(gold.modulus, answer.modulus, 0.0):
+    if (
+        not isinstance(answer, Congruence)
+        or not (Symbol("·") in (gold.subject, answer.subject) or numbers_equal(gold.subject, answer.subject, 0.0))
+        or not numbers_equal(gold.modulus, answer.modulus, 0.0)
+    ):
         return False
     modulus, residues = exact_value(gold.modulus), [exact_value(side.residue) for side in (gold, answer)]
     if modulus and None not in residues:
@@ -490,7 +475,11 @@ def _compare_family(gold: Family, answer: Answer, rules: Rules) -> Outcome:
 
 def _with_one_parameter(family: Family) -> Family:
     """What the parameter is called does not matter."""
-    if len(family.conditions) != 1 or not isinstance(family.conditions[0], Call) or not isinstance(family.conditions[0].args[0], Symbol):
+    if (
+        len(family.conditions) != 1
+        or not isinstance(family.conditions[0], Call)
+        or not isinstance(family.conditions[0].args[0], Symbol)
+    ):
         return family
     names: dict[str, Expression] = {family.conditions[0].args[0].name: Symbol("·")}
     values = tuple(
@@ -505,7 +494,9 @@ def _with_one_parameter(family: Family) -> Family:
 def _compare_base(gold: BaseNumeral, answer: Answer, rules: Rules) -> Outcome:
     if isinstance(answer, BaseNumeral):
         return (gold.digits.lstrip("0"), gold.base) == (answer.digits.lstrip("0"), answer.base)
-    if isinstance(answer, Plain) and isinstance(answer.value, Number) and answer.value.is_integer:  # the base that was asked for
+    if (
+        isinstance(answer, Plain) and isinstance(answer.value, Number) and answer.value.is_integer
+    ):  # the base that was asked for
         return str(answer.value.value) == gold.digits.lstrip("0")
     return False
 
@@ -517,24 +508,21 @@ def _compare_choice(gold: Choice, answer: Answer, rules: Rules) -> Outcome:
         if gold.text and answer.text:
             return _texts_equal(gold.text, answer.text, rules)
         return True
-    if gold.text:
-        from trl_reasoning_distill.verification.reading import read
-
-        outcomes = [compare(reading, answer, rules) for reading in read(gold.text).answers]
-        return True if True in outcomes else False
-    return False
+    return any(compare(reading, answer, rules) for reading in _readings(gold.text)) if gold.text else False
 
 
 def _texts_equal(gold: str, answer: str, rules: Rules) -> bool:
-    from trl_reasoning_distill.verification.reading import read
-
-    left, right = read(gold), read(answer)
-    return left.text == right.text or any(compare(a, b, rules) for a in left.answers for b in right.answers)
+    return gold == answer or any(compare(a, b, rules) for a in _readings(gold) for b in _readings(answer))
 
 
 def _compare_moment(gold: Moment, answer: Answer, rules: Rules) -> Outcome:
     if not isinstance(answer, Moment):
-        return isinstance(answer, Plain) and gold.minutes is None and gold.month is None and answer.value == Number(Fraction(gold.year or 0), True)
+        return (
+            isinstance(answer, Plain)
+            and gold.minutes is None
+            and gold.month is None
+            and answer.value == Number(Fraction(gold.year or 0), True)
+        )
     if (gold.minutes is None) != (answer.minutes is None) or gold.seconds != answer.seconds:
         return False
     if gold.minutes is not None and answer.minutes is not None:

@@ -64,7 +64,15 @@ class Measure:
 Expression = Number | Symbol | Call | Measure
 
 CONSTANTS = frozenset({"pi", "e", "i", "oo"})
-OPENING = {"(": ")", "[": "]", "\\{": "\\}", "{": "}", "\\langle": "\\rangle", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+OPENING = {
+    "(": ")",
+    "[": "]",
+    "\\{": "\\}",
+    "{": "}",
+    "\\langle": "\\rangle",
+    "\\lfloor": "\\rfloor",
+    "\\lceil": "\\rceil",
+}
 CLOSING = frozenset(OPENING.values())
 RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "<=": "<=", ">=": ">=", "=<": "<=", "=>": ">=", "\\ne": "!=", "!=": "!=", "<>": "!=", "/=": "!=",

@@ -176,7 +176,11 @@ def math_segments(text: str) -> Iterator[tuple[int, int, str]]:
 
 def _is_spaced_math(content: str) -> bool:
     """Whether what stands between `$ ` and ` $` is mathematics."""
-    return content[:1] == " " == content[-1:] and "\n" not in content and not _WORD.search(re.sub(r"\\(?:begin|end)\{\w+\*?\}(?:\{\w*\})?", "", content))
+    return (
+        content[:1] == " " == content[-1:]
+        and "\n" not in content
+        and not _WORD.search(re.sub(r"\\(?:begin|end)\{\w+\*?\}(?:\{\w*\})?", "", content))
+    )
 
 
 def is_short(text: str) -> bool:
@@ -208,7 +212,9 @@ def _marked(text: str) -> list[_Commitment]:
         ("box", _last_boxes),
     )
     candidates = [found for trigger, finder in finders if trigger in lowered and (found := finder(text)) is not None]
-    candidates += [found for finder in (_last_phrase, _last_inverted, _last_choice) if (found := finder(text, lowered)) is not None]
+    candidates += [
+        found for finder in (_last_phrase, _last_inverted, _last_choice) if (found := finder(text, lowered)) is not None
+    ]
     return candidates
 
 
@@ -225,7 +231,15 @@ def _last_tag(text: str) -> _Commitment | None:
     if found is None or not text[found[1] : found[2]].strip():
         return None
     content = text[found[1] : found[2]].strip()
-    inner = max((c for c in (_last_boxes(content), _last_hash(content), _last_phrase(content, content.lower())) if c is not None), key=lambda c: c.end, default=None)
+    inner = max(
+        (
+            c
+            for c in (_last_boxes(content), _last_hash(content), _last_phrase(content, content.lower()))
+            if c is not None
+        ),
+        key=lambda c: c.end,
+        default=None,
+    )
     return _Commitment(found[0], found[3], inner.answer if inner is not None else _clean(content), "answer_tag")
 
 
@@ -285,7 +299,11 @@ def _joins(gap: str) -> bool:
     if not _WORD.search(re.sub(r"\\[A-Za-z]+", " ", plain)):
         return "." not in plain or "\n" not in plain
     tail = plain.rstrip(" $\\()[]{}\n")
-    if _JOINT.search(plain) is None and not _JOINT_WORDS.search(tail) and re.search(r"(?:,|;|\band\b|\bor\b)[^,;]{0,30}=\s*$", tail) is None:
+    if (
+        _JOINT.search(plain) is None
+        and not _JOINT_WORDS.search(tail)
+        and re.search(r"(?:,|;|\band\b|\bor\b)[^,;]{0,30}=\s*$", tail) is None
+    ):
         return False
     words = _WORD.findall(tail)
     return len(words) <= 5
@@ -303,11 +321,15 @@ def _last_phrase(text: str, lowered: str) -> _Commitment | None:
     return _together(found)
 
 
-_BEFORE_THE_NEXT = re.compile(r"[ \t,;]{0,4}\b(?:or|and|also|maybe)?[ \t,]{0,4}\b(?:the|my|another)?[ \t]{0,4}$", re.IGNORECASE)
+_BEFORE_THE_NEXT = re.compile(
+    r"[ \t,;]{0,4}\b(?:or|and|also|maybe)?[ \t,]{0,4}\b(?:the|my|another)?[ \t]{0,4}$", re.IGNORECASE
+)
 
 
 def _is_side_by_side(gap: str) -> bool:
-    return len(gap) < 30 and not re.sub(r"(?i)\b(?:the|and|or|also|maybe|final|my|another|possible|answer)\b|[\s.,;:*]", "", gap)
+    return len(gap) < 30 and not re.sub(
+        r"(?i)\b(?:the|and|or|also|maybe|final|my|another|possible|answer)\b|[\s.,;:*]", "", gap
+    )
 
 
 def _phrase_answer(text: str, match: re.Match[str], limit: int) -> _Commitment | None:
@@ -326,19 +348,30 @@ def _phrase_answer(text: str, match: re.Match[str], limit: int) -> _Commitment |
         return None
     if is_question or not answer or "\\boxed" in answer:
         return None
-    if REJECTED.match(text[match.end() + payload.find(answer) + len(answer) : match.end() + len(payload) + 40].lstrip(" .,;")):
+    if REJECTED.match(
+        text[match.end() + payload.find(answer) + len(answer) : match.end() + len(payload) + 40].lstrip(" .,;")
+    ):
         return None
     answer = _narrowed(answer)
     if is_short(answer) or any(math_segments(answer)) or NUMBER.search(answer):
         end = text.find(answer, match.end()) + len(answer)
-        return _Commitment(match.start(), max(end, match.end()), answer, "final_answer" if match.groupdict().get("final") else "answer_is")
+        return _Commitment(
+            match.start(),
+            max(end, match.end()),
+            answer,
+            "final_answer" if match.groupdict().get("final") else "answer_is",
+        )
     return None
 
 
 def _last_inverted(text: str, lowered: str) -> _Commitment | None:
     """`42 is the answer`."""
     match = next(iter(deque(INVERTED.finditer(text), maxlen=1)), None) if "answer" in lowered else None
-    if match is None or HEDGED.search(text[max(0, match.start() - 40) : match.start()]) or BEFORE_A_NUMBER.search(text[max(0, match.start() - 40) : match.start()]):
+    if (
+        match is None
+        or HEDGED.search(text[max(0, match.start() - 40) : match.start()])
+        or BEFORE_A_NUMBER.search(text[max(0, match.start() - 40) : match.start()])
+    ):
         return None
     ending = SENTENCE_END.search(text, match.end())
     if "boxed" in match["answer"] or "?" in text[match.end() : ending.end() if ending else len(text)]:
@@ -368,7 +401,12 @@ def _narrowed(answer: str) -> str:
     if copula is not None:
         predicate = answer[copula.end() :].strip()
         negated = re.match(r"(?:not|n't|never)\b", predicate)
-        if predicate and not negated and len(_WORD.findall(answer[: copula.start()])) >= 1 and (NUMBER.search(predicate) or any(math_segments(predicate))):
+        if (
+            predicate
+            and not negated
+            and len(_WORD.findall(answer[: copula.start()])) >= 1
+            and (NUMBER.search(predicate) or any(math_segments(predicate)))
+        ):
             return _clean(predicate)
     if (is_short(answer) and not HAN_SENTENCE.match(answer)) or any(math_segments(answer)):
         return answer
@@ -414,7 +452,10 @@ def _lines(text: str) -> ExtractedAnswer | None:
         first = SENTENCE_END.split(text.strip(), maxsplit=1)[0].strip() if lines else ""
         is_bare = len(first) <= 60 and _BARE_NUMBER.fullmatch(first) is not None
         return ExtractedAnswer(_clean(first), "lines") if is_bare else None
-    bare = [len(line) <= 60 and _BARE_NUMBER.fullmatch(line) is not None for line in (lines if len(lines) < 200 else (lines[0], lines[-1]))]
+    bare = [
+        len(line) <= 60 and _BARE_NUMBER.fullmatch(line) is not None
+        for line in (lines if len(lines) < 200 else (lines[0], lines[-1]))
+    ]
     if all(bare):
         answers = list(dict.fromkeys(map(_clean, lines[-_MAX_PHRASES:])))
         return ExtractedAnswer("; ".join(answers), "lines")
@@ -446,7 +487,9 @@ def _number_phrase(text: str, number: re.Match[str]) -> str:
     """A number with what belongs to it: `not 5`, `5 or 6`, `20 percent`, `5!`, `2 dozen`."""
     start = number.start()
     compound = COMPOUND.search(text[max(0, start - 40) : start])
-    if compound is not None and (unit := re.match(r" ?[A-Za-z]{1,12}", text[number.end() :])):  # `3 hours and 20 minutes`
+    if compound is not None and (
+        unit := re.match(r" ?[A-Za-z]{1,12}", text[number.end() :])
+    ):  # `3 hours and 20 minutes`
         return text[start - len(compound[0]) : number.end() + unit.end()].strip()
     for _ in range(4):  # `not 5 or 6`
         before = BEFORE_A_NUMBER.search(text[max(0, start - 40) : start])

@@ -24,7 +24,10 @@ PHRASES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
             re.IGNORECASE,
         ),
     ),
-    (("ответ",), re.compile(rf"(?<!\w)(?P<final>окончательный )?ответ{_MARKS}(?::|—|–|-|равен|это){_GAP}", re.IGNORECASE)),
+    (
+        ("ответ",),
+        re.compile(rf"(?<!\w)(?P<final>окончательный )?ответ{_MARKS}(?::|—|–|-|равен|это){_GAP}", re.IGNORECASE),
+    ),
     (
         ("答", "正解", "结果", "結果", "답"),
         re.compile(
@@ -46,11 +49,15 @@ def announcements(text: str, lowered: str, limit: int) -> list[re.Match[str]]:
 
 
 INVERTED = re.compile(
-    r"(?P<answer>\$[^$\n]{1,60}\$|(?<![^\s\"'(*])(?:[-+$]{0,2}\d[\d.,/]{0,30}%?|\(?[A-J]\)?))[ \t]is[ \t](?:the|our|my)[ \t](?:final[ \t]|correct[ \t])?answer\b", re.IGNORECASE
+    r"(?P<answer>\$[^$\n]{1,60}\$|(?<![^\s\"'(*])(?:[-+$]{0,2}\d[\d.,/]{0,30}%?|\(?[A-J]\)?))[ \t]is[ \t](?:the|our|my)[ \t](?:final[ \t]|correct[ \t])?answer\b",
+    re.IGNORECASE,
 )
 REASON = re.compile(r"\b(?:because|since|as we|so that|which means)\b", re.IGNORECASE)
 HAN_SENTENCE = re.compile(r"[\u4e00-\u9fff]{2,40}[^\n]{0,80}\d")
-COMPOUND = re.compile(r"(?<![\w.])\d{1,9} ?(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|days?|years?|weeks?|dollars?|kg|km|m|degrees)(?:,| and|, and)? \Z", re.IGNORECASE)
+COMPOUND = re.compile(
+    r"(?<![\w.])\d{1,9} ?(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|days?|years?|weeks?|dollars?|kg|km|m|degrees)(?:,| and|, and)? \Z",
+    re.IGNORECASE,
+)
 CHOICE_TRIGGERS = ("option", "choice", "choose", "pick", "select", "选", "選", "opción", "opção", "вариант")
 CHOICE_PHRASE = re.compile(
     r"(?:\bI(?: would|'d)? (?:choose|pick|select)[ \t]{1,3}|\b(?:correct|right|best|final)?[ \t]{0,2}(?:option|choice)[ \t*_]{0,4}(?:is\b|:|=)[ \t*_:]{0,6}|\b(?:option|choice)[ \t]{1,3}(?=\(?[A-J]\)?[ \t]{1,3}is[ \t]{1,3}(?:the[ \t]{1,3})?(?:correct|right))"
@@ -66,20 +73,33 @@ HEDGED = re.compile(
     r"\b(?:(?:check|verify|confirm)(?:ing)? (?:our|the|this|that|my|your)|(?:whether|if|suppose|assume|assuming|unless|until|doubt(?: that)?|guess(?: that)?|think(?: that)?|sure(?: that| if)?|say|says|said|claims?|told me)(?: that)?(?: the| my| your| our)?(?: correct| final)?)[ \t]{1,3}(?:the |my |your )?\Z|(?:如果|是否|假设|不知道)[^。\n]{0,12}\Z",
     re.IGNORECASE,
 )
-REJECTED = re.compile(r"(?:is |was )?(?:wrong|incorrect|not right|not correct)\b|(?:that|this) is (?:wrong|incorrect|not)", re.IGNORECASE)
-THEREFORE = re.compile(r"\b(?:therefore|thus|hence|donc|daher|somit|also|por lo tanto|portanto|итак|значит)\b[ \t,:]{0,4}|(?:因此|所以|综上)[ \t,，:：]{0,4}", re.IGNORECASE)
+REJECTED = re.compile(
+    r"(?:is |was )?(?:wrong|incorrect|not right|not correct)\b|(?:that|this) is (?:wrong|incorrect|not)", re.IGNORECASE
+)
+THEREFORE = re.compile(
+    r"\b(?:therefore|thus|hence|donc|daher|somit|also|por lo tanto|portanto|итак|значит)\b[ \t,:]{0,4}|(?:因此|所以|综上)[ \t,，:：]{0,4}",
+    re.IGNORECASE,
+)
 RETRACTION = re.compile(
     r"\b(?:wait|hold on|scratch that|correction|i made (?:a|an) (?:mistake|error)|that(?:'s| is) (?:wrong|not right|incorrect)|let me reconsider|actually,? no)\b|等等|不对",
     re.IGNORECASE,
 )
-AFFIRMED = re.compile(r"\b(?:consistent|correct|confirms?|confirmed|matches|checks out|holds|fine|as expected|verified|good|indeed|agrees|is right|works|makes sense)\b|正确|没错", re.IGNORECASE)
-TROUBLED = re.compile(r"\b(?:wrong|mistake|incorrect|instead|not (?:correct|consistent|right)|inconsistent|should (?:be|have been)|must be|contradict\w*|doesn't|does not|error|forgot)\b|错|应该是", re.IGNORECASE)
+AFFIRMED = re.compile(
+    r"\b(?:consistent|correct|confirms?|confirmed|matches|checks out|holds|fine|as expected|verified|good|indeed|agrees|is right|works|makes sense)\b|正确|没错",
+    re.IGNORECASE,
+)
+TROUBLED = re.compile(
+    r"\b(?:wrong|mistake|incorrect|instead|not (?:correct|consistent|right)|inconsistent|should (?:be|have been)|must be|contradict\w*|doesn't|does not|error|forgot)\b|错|应该是",
+    re.IGNORECASE,
+)
 NEW_QUESTION = re.compile(
     r"^[ \t*#]{0,6}(?:(?:next |new )?(?:question|problem|q|exercise|human|user|instruction|query|input)[ \t]{0,2}\d{0,3}[ \t*]{0,3}[:：]|问题?[ \t]{0,2}\d{0,3}[:：]|题目[:：]|Frage[:：]|Pregunta[:：]|Вопрос[:：])|<\|im_start\|>user|<\|endoftext\|>|<\|eot_id\|>",
     re.IGNORECASE | re.MULTILINE,
 )
 SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z*<\[(À-ÖØ-ÞА-Я\"]|\s*$)|[。？！]|\n|(?<=\d)\.(?=[\u4e00-\u9fff])")
-COPULA = re.compile(r"\b(?:is|are|equals|was|will be|must be|comes to|est|ist|es|é)\b|равн[аоы]?|[是为為]|(?<=[a-z]):", re.IGNORECASE)
+COPULA = re.compile(
+    r"\b(?:is|are|equals|was|will be|must be|comes to|est|ist|es|é)\b|равн[аоы]?|[是为為]|(?<=[a-z]):", re.IGNORECASE
+)
 OPTIONS = re.compile(r"(?:^|[\s,;])\(?[A-Ja-j][).:](?=\s)")
 REFUSAL = re.compile(
     r"\b(?:i (?:really )?(?:don't|do not|can't|cannot|can not|am not able to|am unable to) (?:know|solve|answer|determine|figure|compute|say|tell)|no idea|i give up|unable to (?:solve|determine|answer)|cannot be determined|not sure)\b|我不知道|无法(?:确定|解答|回答)",

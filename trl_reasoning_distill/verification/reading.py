@@ -26,7 +26,7 @@ from trl_reasoning_distill.verification.answers import (
     Text,
 )
 from trl_reasoning_distill.verification.classification import SENSELESS, NotAnAnswer, classify
-from trl_reasoning_distill.verification.expressions import Expression, Measure, Number, tokenize
+from trl_reasoning_distill.verification.expressions import Expression, Number, tokenize
 from trl_reasoning_distill.verification.parsing import LeftOver, Parser
 from trl_reasoning_distill.verification.typography import normalize
 from trl_reasoning_distill.verification.vocabulary import (
@@ -46,8 +46,14 @@ _MAX_TEXT_WORDS = 60
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,300}")
 _PLAIN_DECIMAL = re.compile(r"[-+]?[0-9]{1,300}\.[0-9]{1,300}")
-_CHOICE = re.compile(r"(?:(?:option|choice|answer|选项?|選|选择|选择题)[ :]*)?[(\[]?([A-Ja-j])[)\].:,]?(?: ?(?:选?项|選項))?", re.IGNORECASE)
-_CHOICE_TEXT = re.compile(r"(?:(?:option|choice|answer|选项?|選|选择)[ :]*)?(?:\(([A-Ja-j])\)|\[([A-J])\]|([A-Ja-j])[).:]|([A-J])(?= because| since| as |,| -)|\(?([A-J])\)? -)[ ,.:]*(.+)", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer|选项?|選|选择|选择题)[ :]*)?[(\[]?([A-Ja-j])[)\].:,]?(?: ?(?:选?项|選項))?",
+    re.IGNORECASE,
+)
+_CHOICE_TEXT = re.compile(
+    r"(?:(?:option|choice|answer|选项?|選|选择)[ :]*)?(?:\(([A-Ja-j])\)|\[([A-J])\]|([A-Ja-j])[).:]|([A-J])(?= because| since| as |,| -)|\(?([A-J])\)? -)[ ,.:]*(.+)",
+    re.IGNORECASE,
+)
 _CHOICES = re.compile(r"[(\[]?[A-J][)\]]?(?:(?: ?(?:,|and|&|和|、|;|or) ?| )[(\[]?[A-J][)\]]?)+|[A-J]{2,6}")
 _OPTION_MARK = re.compile(r"(?:^|[ ,;])\(?[A-Ja-j][).:](?= |$|[^A-Za-z])")
 _REASON = re.compile(r"^(?:because|since|as|for|,|-)\b")
@@ -56,7 +62,10 @@ _MONTH = "|".join(sorted(MONTHS, key=len, reverse=True))
 _TIME = r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))?(?::(?P<second>[0-5]\d))? ?(?P<half>[ap]\.?m\.?)?"
 _DATES = [
     re.compile(rf"(?P<month>{_MONTH})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,? (?P<year>\d{{4}}))?", re.IGNORECASE),
-    re.compile(rf"(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th|\.|er)?(?: of| de)? (?P<month>{_MONTH})\.?(?:,?(?: de)? (?P<year>\d{{4}})(?: года| г\.?)?)?", re.IGNORECASE),
+    re.compile(
+        rf"(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th|\.|er)?(?: of| de)? (?P<month>{_MONTH})\.?(?:,?(?: de)? (?P<year>\d{{4}})(?: года| г\.?)?)?",
+        re.IGNORECASE,
+    ),
     re.compile(rf"(?P<month>{_MONTH})\.?,? (?P<year>\d{{4}})", re.IGNORECASE),
     re.compile(r"(?P<year>\d{4})([-/.])(?P<month>\d{1,2})\2(?P<day>\d{1,2})"),
     re.compile(r"(?P<year>\d{4}) ?[年년] ?(?P<month>\d{1,2}) ?[月월] ?(?:(?P<day>\d{1,2}) ?[日号일])?"),
@@ -67,7 +76,9 @@ _DATES = [
 _WEEKDAY = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)day,? ", re.IGNORECASE)
 _CLOCK = re.compile(_TIME, re.IGNORECASE)
 _TO_RATIO = re.compile(r"(\d+(?:\.\d+)?)((?: to \d+(?:\.\d+)?)+)")
-_IN_BASE = re.compile(r"\(?(\d[\dA-Z]*|[A-F][\dA-F]+)\)?(?: ?_ ?\{? ?\"?(\d{1,2})\"? ?\}?|,? ?\(?(?:in )?base[- ](\d{1,2})\)?)")
+_IN_BASE = re.compile(
+    r"\(?(\d[\dA-Z]*|[A-F][\dA-F]+)\)?(?: ?_ ?\{? ?\"?(\d{1,2})\"? ?\}?|,? ?\(?(?:in )?base[- ](\d{1,2})\)?)"
+)
 _NOTE = re.compile(r"(?<=[\d%]) \((?!mod|not|or|and|base|in base)(?=[^()]*[a-z]{4})[^()\\=<>]{2,60}\)$")
 """A remark behind a number: `42 (6 times 7)`."""
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
@@ -143,7 +154,12 @@ def _read(text: str) -> Reading:
         if words is not None:
             found.append(words)
             left_over = "" if len(found) == 1 else left_over
-    return Reading(tuple(dict.fromkeys(found)), "" if found else left_over, text, is_senseless=not found and (left_over in SENSELESS or _commits_to_nothing(text)))
+    return Reading(
+        tuple(dict.fromkeys(found)),
+        "" if found else left_over,
+        text,
+        is_senseless=not found and (left_over in SENSELESS or _commits_to_nothing(text)),
+    )
 
 
 def _commits_to_nothing(text: str) -> bool:
@@ -201,7 +217,13 @@ def _mathematics(text: str) -> tuple[list[Answer], str]:
 
 def _unambiguous(found: list[Answer], figures: str) -> list[Answer]:
     """`58,500` is a number; `(2,12)` is a pair, as MATH writes it."""
-    if len(found) == 2 and isinstance(found[0], Plain) and isinstance(found[1], Several) and re.fullmatch(r"-?\d{1,3}(?:,\d{3})+", figures) and not re.search(r"(?<!\d)0\d\d", figures):
+    if (
+        len(found) == 2
+        and isinstance(found[0], Plain)
+        and isinstance(found[1], Several)
+        and re.fullmatch(r"-?\d{1,3}(?:,\d{3})+", figures)
+        and not re.search(r"(?<!\d)0\d\d", figures)
+    ):
         return found[:1]
     if len(found) == 2 and found[0] != found[1] and any(bracket in figures for bracket in "([{"):
         return found[1:]  # `(2,12)`: nobody writes one number in brackets
@@ -220,7 +242,9 @@ def _phrases(text: str, left_over: str) -> tuple[list[Answer], str]:
         match = pattern.search(text)
         if match is not None:
             return _bounded(text[: match.start()], relation), left_over
-    between = re.fullmatch(r"(?:between|from|zwischen|entre|от|между) (.+?) (?:and|to|und|et|y|e|до|и) (.+)", text, re.IGNORECASE)
+    between = re.fullmatch(
+        r"(?:between|from|zwischen|entre|от|между) (.+?) (?:and|to|und|et|y|e|до|и) (.+)", text, re.IGNORECASE
+    )
     if between is not None:
         ends = [_single(words_to_figures(part)) for part in between.groups()]
         if all(end is not None for end in ends):
@@ -279,7 +303,13 @@ def _moments(text: str) -> list[Answer]:
     """Dates and times of the day; `05/06/2020` can be two dates."""
     bare = text.replace('"', "").replace("\\cdot ", "").strip()
     if not any(character.isdigit() for character in bare) or len(bare) > 40:
-        return [Moment(minutes=720)] if bare.lower() == "noon" else [Moment(minutes=0)] if bare.lower() == "midnight" else []
+        return (
+            [Moment(minutes=720)]
+            if bare.lower() == "noon"
+            else [Moment(minutes=0)]
+            if bare.lower() == "midnight"
+            else []
+        )
     bare = _WEEKDAY.sub("", bare, count=1)
     found: list[Answer] = []
     for pattern in _DATES:
@@ -287,7 +317,11 @@ def _moments(text: str) -> list[Answer]:
         if match is None:
             continue
         parts = {name: value for name, value in match.groupdict().items() if value}
-        month = MONTHS.get(parts["month"].lower()) or int(parts["month"]) if parts["month"].isdigit() or parts["month"].lower() in MONTHS else 0
+        month = (
+            MONTHS.get(parts["month"].lower()) or int(parts["month"])
+            if parts["month"].isdigit() or parts["month"].lower() in MONTHS
+            else 0
+        )
         year, day = parts.get("year"), parts.get("day")
         if 1 <= month <= 12 and 1 <= int(day or 1) <= 31:
             found.append(Moment(int(year) if year else None, month, int(day) if day else None))
@@ -295,7 +329,9 @@ def _moments(text: str) -> list[Answer]:
     if clock is not None and (clock["half"] or (clock["minute"] and not clock["second"])) and int(clock["hour"]) < 25:
         half = clock["half"].lower().replace(".", "") if clock["half"] else None
         hour = int(clock["hour"]) % 12 + 12 * (half == "pm") if half else int(clock["hour"])
-        found.append(Moment(minutes=60 * hour + int(clock["minute"] or 0), half=half, seconds=int(clock["second"] or 0)))
+        found.append(
+            Moment(minutes=60 * hour + int(clock["minute"] or 0), half=half, seconds=int(clock["second"] or 0))
+        )
     return found
 
 
@@ -313,6 +349,24 @@ def _words(text: str) -> Text | None:
         return None
     if not words or len(words) > _MAX_TEXT_WORDS:
         return None
-    while len(words) > 1 and words[0] in ("a", "an", "the", "it", "is", "le", "la", "les", "der", "die", "das", "el", "los", "las", "o", "os", "as"):
+    while len(words) > 1 and words[0] in (
+        "a",
+        "an",
+        "the",
+        "it",
+        "is",
+        "le",
+        "la",
+        "les",
+        "der",
+        "die",
+        "das",
+        "el",
+        "los",
+        "las",
+        "o",
+        "os",
+        "as",
+    ):
         words = words[1:]
     return Text(tuple(words))

@@ -7,6 +7,7 @@ is compared as a relation.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +25,7 @@ from trl_reasoning_distill.verification.answers import (
     Statement,
 )
 from trl_reasoning_distill.verification.classification import name_of
-from trl_reasoning_distill.verification.expressions import Call, Expression, Number, Symbol, variables
+from trl_reasoning_distill.verification.expressions import Call, Expression, Symbol, variables, walk
 from trl_reasoning_distill.verification.values import DIGITS, UnknownValue, _context, numeric_value
 
 
@@ -115,9 +116,9 @@ def _real(value: Any) -> Any:
     mp = _context(DIGITS[0])
     if isinstance(value, Fraction):
         return mp.mpf(value.numerator) / value.denominator
-    if isinstance(value, tuple) or getattr(value, "imag", 0) or mp.isnan(value):
+    if isinstance(value, tuple) or value.imag or mp.isnan(value):
         raise UnknownValue("no real number")
-    return value.real if hasattr(value, "real") else value
+    return value.real
 
 
 def _complement(region: list[Interval] | None) -> list[Interval] | None:
@@ -152,7 +153,9 @@ def _merged(region: Sequence[Interval]) -> Intervals:
     found: list[Interval] = []
     for interval in sorted(region, key=lambda i: (i.low, not i.has_low)):
         last = found[-1] if found else None
-        if last is not None and (interval.low < last.high or (interval.low == last.high and (interval.has_low or last.has_high))):
+        if last is not None and (
+            interval.low < last.high or (interval.low == last.high and (interval.has_low or last.has_high))
+        ):
             high = max(last.high, interval.high)
             has_high = any(i.has_high for i in (last, interval) if i.high == high)
             found[-1] = Interval(last.low, high, last.has_low, has_high)
@@ -166,7 +169,10 @@ def _solved(relation: Relation) -> list[Interval] | None:
     unknowns = {_unknown(side) for side in relation.sides if side is None or variables(side)}
     if len(unknowns) != 1:
         return None
-    regions = [_solve_one(left, relation_, right) for left, relation_, right in zip(relation.sides[:-1], relation.relations, relation.sides[1:], strict=True)]
+    regions = [
+        _solve_one(left, relation_, right)
+        for left, relation_, right in zip(relation.sides[:-1], relation.relations, relation.sides[1:], strict=True)
+    ]
     return _together("cap", regions)
 
 
@@ -182,7 +188,10 @@ def _unknown(side: Expression | None) -> str:
 
 def _solve_one(left: Expression | None, relation: str, right: Expression | None) -> list[Interval] | None:
     mp = _context(DIGITS[0])
-    sides = [Symbol("·") if side is None or (isinstance(side, Call) and side.name.startswith("f:")) else side for side in (left, right)]
+    sides = [
+        Symbol("·") if side is None or (isinstance(side, Call) and side.name.startswith("f:")) else side
+        for side in (left, right)
+    ]
     names = {name for side in sides for name in variables(side)}
     if len(names) != 1:
         return None
@@ -197,7 +206,7 @@ def _solve_one(left: Expression | None, relation: str, right: Expression | None)
         return None
     edges = [-mp.inf, *roots, mp.inf]
     found = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = 0 if not roots else high - 1 if low == -mp.inf else low + 1 if high == mp.inf else (low + high) / 2
         if _holds(value(inside), relation):
             found.append(Interval(low, high, False, False))
@@ -213,7 +222,7 @@ def _holds(value: Any, relation: str) -> bool:
 def _roots(value: Any, difference: Expression) -> list[Any] | None:
     """The zeros of a function that is linear or quadratic, or that in |x|; `None` if it is neither."""
     mp = _context(DIGITS[0])
-    has_absolute = any(isinstance(node, Call) and node.name == "abs" for node in _nodes(difference))
+    has_absolute = any(isinstance(node, Call) and node.name == "abs" for node in walk(difference))
     if has_absolute:
         positive = _polynomial_roots([value(x) for x in (1, 2, 3, 5, 8)], (1, 2, 3, 5, 8))
         if positive is None or any(abs(value(-x) - value(x)) > mp.mpf(10) ** -25 for x in (1, 2, 5)):
@@ -246,12 +255,6 @@ def _polynomial_roots(values: Sequence[Any], points: Sequence[int]) -> list[Any]
     return sorted([(-b - root) / (2 * a), (-b + root) / (2 * a)])
 
 
-def _nodes(expression: Expression) -> list[Expression]:
-    from trl_reasoning_distill.verification.expressions import walk
-
-    return list(walk(expression))
-
-
 def regions_equal(left: Intervals, right: Intervals, tolerance: float) -> bool:
     """Whether two regions have the same intervals, with ends equal to 25 digits."""
     if len(left) != len(right):
@@ -263,6 +266,3 @@ def regions_equal(left: Intervals, right: Intervals, tolerance: float) -> bool:
             if x != y and (_context(DIGITS[0]).isinf(abs(x) + abs(y)) or abs(x - y) > 1e-25 * max(abs(x), abs(y))):
                 return False
     return True
-
-
-__all__ = ["Interval", "Number", "region_of", "regions_equal", "subjects_of"]

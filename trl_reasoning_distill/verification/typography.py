@@ -19,7 +19,21 @@ _SYMBOLS = {
     "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "「": '"', "」": '"', "『": '"', "』": '"', "‘": "'", "’": "'", "′": "'", "″": "''", "、": ",", "。": ".", "｡": ".", "．": ".",
     "【": "[", "】": "]", "〔": "[", "〕": "]", "⟨": "\\langle ", "⟩": "\\rangle ", "〈": "\\langle ", "〉": "\\rangle ", "￥": "¥", "％": "%", "‰": "\\permil ", "∶": ":", "：": ":",
 }  # fmt: skip
-_SUPERSCRIPTS = {"⁰": "0", "¹": "1", "²": "2", "³": "3", "⁴": "4", "⁵": "5", "⁶": "6", "⁷": "7", "⁸": "8", "⁹": "9", "⁻": "-", "⁺": "+", "ⁿ": "n"}
+_SUPERSCRIPTS = {
+    "⁰": "0",
+    "¹": "1",
+    "²": "2",
+    "³": "3",
+    "⁴": "4",
+    "⁵": "5",
+    "⁶": "6",
+    "⁷": "7",
+    "⁸": "8",
+    "⁹": "9",
+    "⁻": "-",
+    "⁺": "+",
+    "ⁿ": "n",
+}
 _SUBSCRIPTS = {chr(0x2080 + digit): str(digit) for digit in range(10)}
 _INVISIBLE = frozenset("\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u00ad\u2061\u2062\u2063")
 _VULGAR = re.compile(r"(\d*)([¼-¾⅐-⅞])")
@@ -37,9 +51,13 @@ _MACROS = {
 _SPACING = re.compile(
     r"\\(?:left|right)\.|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|middle|[bB]igg?[lrm]?|hfill|thinspace)(?![A-Za-z])|\\q?quad|\\[,;:>! \n]|\\hspace\*?\{[^{}]*\}|\\(?:v|h)?phantom\{[^{}]*\}|\\(?:no)?indent\b"
 )
-_FONTS = re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|mathtt|mathcal|mathscr|boldsymbol|bm|rm|bf|it|operatorname\*?)(?![A-Za-z]) ?")
+_FONTS = re.compile(
+    r"\\(?:mathrm|mathbf|mathit|mathsf|mathtt|mathcal|mathscr|boldsymbol|bm|rm|bf|it|operatorname\*?)(?![A-Za-z]) ?"
+)
 _FONT_WORD = re.compile(_FONTS.pattern + r"\{([^{}\\]*[A-Za-z]{2,}[^{}\\]*)\}")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|emph|mbox|hbox)(?![A-Za-z]) ?\{([^{}]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|emph|mbox|hbox)(?![A-Za-z]) ?\{([^{}]*)\}"
+)
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _MATH_MARKS = re.compile(r"\\[()\[\]](?![A-Za-z])|(?<!\\)\${2}|\\\\(?=[()\[\]])")
 _MATH_DOLLARS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])*)\$")
@@ -53,7 +71,9 @@ def unicode_to_ascii(text: str) -> str:
     """Fullwidth forms, Unicode digits and mathematical symbols as ASCII or LaTeX; letters of other scripts stay."""
     if text.isascii():
         return text
-    text = _VULGAR.sub(lambda match: f"{match[1]} " * bool(match[1]) + unicodedata.normalize("NFKC", match[2]).replace("⁄", "/"), text)
+    text = _VULGAR.sub(
+        lambda match: f"{match[1]} " * bool(match[1]) + unicodedata.normalize("NFKC", match[2]).replace("⁄", "/"), text
+    )
     text = _RUN_UP.sub(lambda match: "^{" + "".join(_SUPERSCRIPTS[c] for c in match[0]) + "}", text)
     text = _RUN_DOWN.sub(lambda match: "_{" + "".join(_SUBSCRIPTS[c] for c in match[0]) + "}", text)
     return "".join(map(_ascii, text))
@@ -98,5 +118,11 @@ def normalize(text: str) -> str:
         text = replaced
     text = _SPACING.sub(" ", text.replace("~", " "))
     text = _COMMAND.sub(lambda match: _MACROS.get(match[0], match[0]), text)
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("\\#", "#").replace("\\&", "&" if "\\begin" not in text else "\\&").replace("\\_", "_")
+    text = (
+        text.replace("\\$", "$")
+        .replace("\\%", "%")
+        .replace("\\#", "#")
+        .replace("\\&", "&" if "\\begin" not in text else "\\&")
+        .replace("\\_", "_")
+    )
     return " ".join(text.split())

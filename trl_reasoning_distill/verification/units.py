@@ -43,7 +43,16 @@ def _add(base: str, factor: str | int | Fraction, words: str, offset: Fraction =
 
 def _add_si(base: str, factor: str | Fraction, symbol: str, words: str, cjk: str = "") -> None:
     """A unit with its prefixes; each of the words is one stem, with its plurals."""
-    prefixes = (("", "", "", 0), ("k", "kilo", "千", 3), ("c", "centi", "厘", -2), ("m", "milli", "毫", -3), ("d", "deci", "分", -1), ("M", "mega", "兆", 6), ("G", "giga", "", 9), ("n", "nano", "纳", -9))
+    prefixes = (
+        ("", "", "", 0),
+        ("k", "kilo", "千", 3),
+        ("c", "centi", "厘", -2),
+        ("m", "milli", "毫", -3),
+        ("d", "deci", "分", -1),
+        ("M", "mega", "兆", 6),
+        ("G", "giga", "", 9),
+        ("n", "nano", "纳", -9),
+    )
     for short, long, chinese, power in prefixes:
         size = Fraction(factor) * Fraction(10) ** power
         names = [short + symbol] * bool(symbol)
@@ -113,18 +122,31 @@ _add("₹", 1, "₹ rupee rupees Rs INR 卢比")
 _add("RUB", 1, "₽ рубль рубля рублей RUB руб")
 _add("byte", 1, "byte bytes B Byte Bytes 字节 octet octets")
 _add("byte", "1/8", "bit bits 比特")
-for _power, _names in enumerate((("kB KB kilobyte kilobytes"), ("MB megabyte megabytes"), ("GB gigabyte gigabytes"), ("TB terabyte terabytes")), start=1):
+for _power, _names in enumerate(
+    (("kB KB kilobyte kilobytes"), ("MB megabyte megabytes"), ("GB gigabyte gigabytes"), ("TB terabyte terabytes")),
+    start=1,
+):
     _add("byte", 1000**_power, _names)
-for _power, _names in enumerate((("KiB kibibyte kibibytes"), ("MiB mebibyte mebibytes"), ("GiB gibibyte gibibytes"), ("TiB tebibyte tebibytes")), start=1):
+for _power, _names in enumerate(
+    (("KiB kibibyte kibibytes"), ("MiB mebibyte mebibytes"), ("GiB gibibyte gibibytes"), ("TiB tebibyte tebibytes")),
+    start=1,
+):
     _add("byte", 1024**_power, _names)
-for _power, _names in enumerate((("kb kbit kilobit kilobits"), ("Mb Mbit megabit megabits"), ("Gb Gbit gigabit gigabits")), start=1):
+for _power, _names in enumerate(
+    (("kb kbit kilobit kilobits"), ("Mb Mbit megabit megabits"), ("Gb Gbit gigabit gigabits")), start=1
+):
     _add("byte", Fraction(1000**_power, 8), _names)
 _add("deg", 1, "deg degs degree degrees degré degrés Grad grado grados grau graus градус градуса градусов 度")
 _add("rad", 1, "rad rads radian radians radiane radianes Radiant радиан радиана радианов 弧度")
 _add("deg", 360, "revolution revolutions turn turns")
 _add("K", 1, "K kelvin kelvins Kelvin 开尔文")
 _add("K", 1, "°C celsius Celsius 摄氏度 degrees_Celsius degree_Celsius degrees_celsius degrees_C", Fraction(27315, 100))
-_add("K", "5/9", "°F fahrenheit Fahrenheit 华氏度 degrees_Fahrenheit degree_Fahrenheit degrees_fahrenheit degrees_F", Fraction(45967, 180))
+_add(
+    "K",
+    "5/9",
+    "°F fahrenheit Fahrenheit 华氏度 degrees_Fahrenheit degree_Fahrenheit degrees_fahrenheit degrees_F",
+    Fraction(45967, 180),
+)
 _add("J", "4184/1000", "cal calorie calories")
 _add("J", 4184, "kcal kilocalorie kilocalories 千卡")
 _add("J", 3600000, "kWh")
@@ -144,9 +166,28 @@ for _word in ("ha", "mph", "mu "):
     _UNITS.pop(_word, None)
 _add("mu", 1, "mu")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3, "quadrat": 2, "kubik": 3}
-_POWERS_AFTER = {"squared": 2, "cubed": 3, "carré": 2, "carrés": 2, "cuadrado": 2, "cuadrados": 2, "quadrado": 2, "quadrados": 2, "cúbico": 3, "cúbicos": 3, "cube": 3, "cubes": 3}
+_POWERS_AFTER = {
+    "squared": 2,
+    "cubed": 3,
+    "carré": 2,
+    "carrés": 2,
+    "cuadrado": 2,
+    "cuadrados": 2,
+    "quadrado": 2,
+    "quadrados": 2,
+    "cúbico": 3,
+    "cúbicos": 3,
+    "cube": 3,
+    "cubes": 3,
+}
 _PER = frozenset({"per", "/", "par", "por", "pro", "each", "每", "в"})
-_LITRE = {"l": ("m", 3, Fraction(1, 1000)), "ha": ("m", 2, Fraction(10000)), "acre": ("m", 2, Fraction("4046.8564224")), "mu": ("m", 2, Fraction(2000, 3)), "W": ("J", 1, Fraction(1))}
+_LITRE = {
+    "l": ("m", 3, Fraction(1, 1000)),
+    "ha": ("m", 2, Fraction(10000)),
+    "acre": ("m", 2, Fraction("4046.8564224")),
+    "mu": ("m", 2, Fraction(2000, 3)),
+    "W": ("J", 1, Fraction(1)),
+}
 SINGLE_LETTERS = frozenset(name for name in _UNITS if len(name) == 1 and name.isascii() and name.isalpha())
 AMBIGUOUS = frozenset({"in", "an", "are", "pro", "second", "par", "cube", "d", "mes", "min", "mu"})
 """Words that are units only behind a number, and otherwise other words."""
@@ -179,7 +220,12 @@ def _simple(name: str) -> Unit | None:
 
 
 def _raise(unit: Unit, power: int, name: str) -> Unit:
-    return Unit(name, unit.factor**power, tuple((base, exponent * power) for base, exponent in unit.dimension), unit.offset if power == 1 else Fraction(0))
+    return Unit(
+        name,
+        unit.factor**power,
+        tuple((base, exponent * power) for base, exponent in unit.dimension),
+        unit.offset if power == 1 else Fraction(0),
+    )
 
 
 def _multiply(a: Unit, b: Unit, name: str) -> Unit:
@@ -214,7 +260,9 @@ def read_unit(tokens: Sequence[Token], start: int) -> tuple[Unit, int] | None:
         if not step and unit.dimension == after[0].dimension:
             break  # `ft 3 in`, `dollars cents`
         power = -1 if is_per else 1
-        unit = _multiply(unit, _raise(after[0], power, after[0].name), f"{unit.name}{'/' if is_per else ' '}{after[0].name}")
+        unit = _multiply(
+            unit, _raise(after[0], power, after[0].name), f"{unit.name}{'/' if is_per else ' '}{after[0].name}"
+        )
         position = after[1]
     return unit, position
 
@@ -227,20 +275,27 @@ def _factor(tokens: Sequence[Token], start: int) -> tuple[Unit, int] | None:
     if degrees is not None:
         return degrees
     texts = [token.text for token in tokens[start : start + 2]]
-    if texts[0] == "{" and (inner := _factor(tokens, start + 1)) and inner[1] < len(tokens) and tokens[inner[1]].text == "}":
+    if (
+        texts[0] == "{"
+        and (inner := _factor(tokens, start + 1))
+        and inner[1] < len(tokens)
+        and tokens[inner[1]].text == "}"
+    ):
         return _powered(inner[0], tokens, inner[1] + 1)
     if texts[0].lower().rstrip(".") in _POWERS and texts[0] not in _UNITS:
         dot = len(texts) > 1 and texts[1] == "."
         found = _factor(tokens, start + 1 + dot)
-        return None if found is None else (_raise(found[0], _POWERS[texts[0].lower()], f"{texts[0]} {found[0].name}"), found[1])
+        return (
+            None
+            if found is None
+            else (_raise(found[0], _POWERS[texts[0].lower()], f"{texts[0]} {found[0].name}"), found[1])
+        )
     if tokens[start].kind not in ("run", "op"):
         return None
     two = " ".join(texts)
     if len(texts) == 2 and two in _UNITS:
         return _powered(unit_named(two), tokens, start + 2)  # type: ignore[arg-type]
     unit = unit_named(texts[0])
-    if unit is None and "\\mu" == texts[0]:
-        return None
     return None if unit is None else _powered(unit, tokens, start + 1)
 
 

@@ -68,7 +68,9 @@ def exact_value(expression: Expression) -> Fraction | None:
     return value if isinstance(value, Fraction) else None
 
 
-def numeric_value(expression: Expression, digits: int = DIGITS[0], point: Mapping[str, Value] | None = None, log_base: int | None = 10) -> Value:
+def numeric_value(
+    expression: Expression, digits: int = DIGITS[0], point: Mapping[str, Value] | None = None, log_base: int | None = 10
+) -> Value:
     """The value of an expression with these values of its variables.
 
     Raises:
@@ -91,11 +93,8 @@ class Evaluator:
 
     def value(self, expression: Expression) -> Value:
         """Evaluate; see `numeric_value`."""
-        count = 0
-        for _ in walk(expression):
-            count += 1
-            if count > _MAX_NODES:
-                raise UnknownValue("too long to compute")
+        if any(count > _MAX_NODES for count, _ in enumerate(walk(expression))):
+            raise UnknownValue("too long to compute")
         try:
             return self._value(expression, 0)
         except UnknownValue:
@@ -112,6 +111,8 @@ class Evaluator:
             return node.value
         if isinstance(node, Symbol):
             return self._symbol(node.name)
+        if not isinstance(node, Call):
+            raise UnknownValue("an amount with a unit where a number is wanted")
         rule = _RULES.get(node.name)
         if rule is None:
             if node.name.startswith("f:"):
@@ -190,11 +191,21 @@ def _matrix_arithmetic(run: Evaluator, name: str, left: Value, right: Value) -> 
     plain = _arithmetic(name)
     if isinstance(left, tuple) and isinstance(right, tuple):
         if name in "+-" and [len(row) for row in left] == [len(row) for row in right]:
-            return tuple(tuple(plain(run, a, b) for a, b in zip(*rows, strict=True)) for rows in zip(left, right, strict=True))
+            return tuple(
+                tuple(plain(run, a, b) for a, b in zip(*rows, strict=True)) for rows in zip(left, right, strict=True)
+            )
         if name == "*" and len(left[0]) == len(right):
             add, times = _arithmetic("+"), _arithmetic("*")
             columns = list(zip(*right, strict=True))
-            return tuple(tuple(functools.reduce(functools.partial(add, run), [times(run, a, b) for a, b in zip(row, column, strict=True)]) for column in columns) for row in left)
+            return tuple(
+                tuple(
+                    functools.reduce(
+                        functools.partial(add, run), [times(run, a, b) for a, b in zip(row, column, strict=True)]
+                    )
+                    for column in columns
+                )
+                for row in left
+            )
         raise UnknownValue("matrices that do not fit")
     if name == "*" and isinstance(right, tuple):
         left, right = right, left
@@ -212,12 +223,13 @@ def _power(run: Evaluator, base: Value, exponent: Value) -> Value:
         if abs(exponent) * _bits(base) < _MAX_BITS:
             return base ** int(exponent)
     if isinstance(base, Fraction) and isinstance(exponent, Fraction) and base >= 0 and exponent.denominator <= 12:
-        roots = tuple(_integer_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
-        if None not in roots and abs(exponent.numerator) * _bits(base) < _MAX_BITS and (base or exponent > 0):
-            return Fraction(roots[0], roots[1]) ** exponent.numerator  # type: ignore[arg-type]
+        above, below = (_integer_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
+        is_small = abs(exponent.numerator) * _bits(base) < _MAX_BITS
+        if above is not None and below is not None and is_small and (base or exponent > 0):
+            return Fraction(above, below) ** exponent.numerator
     base, exponent = run.real(base), run.real(exponent)
     if not base:
-        if getattr(exponent, "real", exponent) > 0:
+        if exponent.real > 0:
             return Fraction(0)
         raise UnknownValue("a power of zero")
     size = abs(run.mp.log(abs(base))) + 4
@@ -240,13 +252,10 @@ def _root(run: Evaluator, value: Value, degree: Value = Fraction(2)) -> Value:
     """Of a negative number the real root, if its degree is odd."""
     if not isinstance(degree, Fraction) or not degree:
         raise UnknownValue("a root of such a degree")
-    number = value if isinstance(value, Fraction) else run.real(value)
-    is_real = isinstance(number, Fraction) or not getattr(number, "imag", 0)
-    if is_real and getattr(number, "real", number) < 0 and degree.denominator == 1 and degree % 2:
-        return -_power(run, -getattr(number, "real", number) if not isinstance(number, Fraction) else -number, 1 / degree)
-    if isinstance(number, Fraction) and not number:
-        return number
-    return _power(run, number, 1 / degree)
+    number: Value = value if isinstance(value, Fraction) else run.real(value)
+    if not number.imag and number.real < 0 and degree.denominator == 1 and degree % 2:
+        return -_power(run, -number.real, 1 / degree)
+    return number if not number else _power(run, number, 1 / degree)
 
 
 def _factorial(run: Evaluator, value: Value) -> Value:
@@ -297,7 +306,11 @@ def _integers(name: str) -> Callable[..., Value]:
 
 def _extreme(choose: Callable[..., Value]) -> Callable[..., Value]:
     def compute(run: Evaluator, *values: Value) -> Value:
-        return choose(values) if all(isinstance(value, Fraction) for value in values) else choose([run.real(value) for value in values])
+        return (
+            choose(values)
+            if all(isinstance(value, Fraction) for value in values)
+            else choose([run.real(value) for value in values])
+        )
 
     return compute
 
@@ -319,7 +332,12 @@ def _repeated(run: Evaluator, node: Call, depth: int) -> Value:
     """A sum or product over few integers: `sum(term, index, first, last)`."""
     term, index, first, last = node.args
     low, high = run._value(first, depth + 1), run._value(last, depth + 1)
-    if not (isinstance(low, Fraction) and isinstance(high, Fraction) and low.denominator == high.denominator == 1 and high - low < _MAX_TERMS // 10):
+    if not (
+        isinstance(low, Fraction)
+        and isinstance(high, Fraction)
+        and low.denominator == high.denominator == 1
+        and high - low < _MAX_TERMS // 10
+    ):
         raise UnknownValue("too many terms")
     assert isinstance(index, Symbol)
     combine = _arithmetic("+" if node.name == "sum" else "*")
@@ -361,8 +379,14 @@ _RULES: dict[str, Callable[..., Value]] = {
     "prod": _repeated,
     "row": lambda run, *cells: tuple(cells),
     "matrix": _matrix,
-    **{name: _function(name) for name in ("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "acot", "asec", "acsc")},
-    **{name: _function(name, 1e4) for name in ("sinh", "cosh", "tanh", "sech", "csch", "coth", "asinh", "acosh", "atanh")},
+    **{
+        name: _function(name)
+        for name in ("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "acot", "asec", "acsc")
+    },
+    **{
+        name: _function(name, 1e4)
+        for name in ("sinh", "cosh", "tanh", "sech", "csch", "coth", "asinh", "acosh", "atanh")
+    },
 }
 
 
@@ -383,7 +407,7 @@ def is_zero(difference: Callable[[int], tuple[Value, Value]]) -> bool:
     Raises:
         UnknownValue: If they cannot be computed.
     """
-    previous = None
+    previous: Value = None
     for digits in DIGITS:
         left, right = difference(digits)
         if isinstance(left, tuple) or isinstance(right, tuple):
@@ -444,16 +468,25 @@ def equal(a: Expression, b: Expression, log_base: int | None = 10) -> bool:
     return True
 
 
-def _agree_at(a: Expression, b: Expression, names: frozenset[str], number: int, log_base: int | None, complex_counts: bool) -> bool | None:
+def _agree_at(
+    a: Expression, b: Expression, names: frozenset[str], number: int, log_base: int | None, complex_counts: bool
+) -> bool | None:
     def both(digits: int) -> tuple[Value, Value]:
         point = point_for(names, number, digits) if names else {}
         return numeric_value(a, digits, point, log_base), numeric_value(b, digits, point, log_base)
 
     left, right = both(DIGITS[0])
     if isinstance(left, tuple) or isinstance(right, tuple):
-        if not (isinstance(left, tuple) and isinstance(right, tuple)) or [len(row) for row in left] != [len(row) for row in right]:
+        if not (isinstance(left, tuple) and isinstance(right, tuple)) or [len(row) for row in left] != [
+            len(row) for row in right
+        ]:
             return False
-        places = [(i, j) for i, row in enumerate(left) for j in range(len(row)) if complex_counts or not (_imaginary(left[i][j]) or _imaginary(right[i][j]))]
+        places = [
+            (i, j)
+            for i, row in enumerate(left)
+            for j in range(len(row))
+            if complex_counts or not (_imaginary(left[i][j]) or _imaginary(right[i][j]))
+        ]
         return all(is_zero(lambda digits, i=i, j=j: tuple(value[i][j] for value in both(digits))) for i, j in places)  # type: ignore[misc]
     if not complex_counts and (_imaginary(left) or _imaginary(right)):
         return None

@@ -172,7 +172,9 @@ def _decide(output: str, gold: str | None, rules: Rules) -> Verdict | _Pending:
             return verdict("correct", "exact", f"{answer!r:.80} is the gold answer")
         return verdict("incorrect", "numeric", f"{answer!r:.80} is not {gold_answer!r:.80}")
     gold_reading, reading = read(gold_answer), read(answer)
-    if not gold_reading.answers and not gold_reading.needs_calculus and " " in gold_answer:  # a solution that marks nothing
+    if (
+        not gold_reading.answers and not gold_reading.needs_calculus and " " in gold_answer
+    ):  # a solution that marks nothing
         gold_answer = extract_answer(gold_answer).answer or gold_answer
         gold_reading = read(gold_answer)
     if gold_reading.needs_calculus or (reading.needs_calculus and gold_reading.answers):
@@ -194,11 +196,15 @@ def _compare(
             return "incorrect", "none", f"{answer_text!r:.80} is no answer: {reading.left_over!r:.60}"
         if _is_impossible(gold, reading):
             return "incorrect", "none", f"{answer_text!r:.80} holds nothing like {gold_text!r:.80}"
-        return "undecided", "none", f"{answer_text!r:.80} could not be read whole: {reading.left_over!r:.40} was left over"
+        return (
+            "undecided",
+            "none",
+            f"{answer_text!r:.80} could not be read whole: {reading.left_over!r:.40} was left over",
+        )
     outcome, method = _compare_readings(gold, reading, rules)
     if outcome is None:
         return "undecided", "none", f"{answer_text!r:.80} could not be compared with {gold_text!r:.80}"
-    if method == "text" :
+    if method == "text":
         return _compare_texts(gold, reading, outcome, rules)
     words = ("equals", "is not")[not outcome]
     return ("correct" if outcome else "incorrect"), method, f"{answer_text!r:.80} {words} {gold_text!r:.80}"
@@ -214,9 +220,15 @@ def _compare_readings(gold: Reading, reading: Reading, rules: Rules) -> tuple[bo
             if outcome:
                 return outcomes[-1]
             if isinstance(left, Moment) and isinstance(right, Moment):
-                as_ratios = (compare(a, b, rules) for a in gold.answers for b in reading.answers if isinstance(a, Ratio))
+                as_ratios = (
+                    compare(a, b, rules) for a in gold.answers for b in reading.answers if isinstance(a, Ratio)
+                )
                 return (None, "none") if any(as_ratios) else outcomes[-1]
-    return next((found for found in outcomes if found[0] is False and found[1]), outcomes[0]) if any(found[0] is False for found in outcomes) else (None, "none")
+    return (
+        next((found for found in outcomes if found[0] is False and found[1]), outcomes[0])
+        if any(found[0] is False for found in outcomes)
+        else (None, "none")
+    )
 
 
 def _method(left: Answer, right: Answer) -> str:
@@ -241,7 +253,9 @@ def _has_algebra(answer: object) -> bool:
     return any(_has_algebra(getattr(answer, name)) for name in ("value", "parts", "terms") if name in fields)
 
 
-def _compare_texts(gold: Reading, reading: Reading, outcome: bool, rules: Rules) -> tuple[Literal["correct", "incorrect"], str, str]:
+def _compare_texts(
+    gold: Reading, reading: Reading, outcome: bool, rules: Rules
+) -> tuple[Literal["correct", "incorrect"], str, str]:
     left, right = (next(a for a in side.answers if isinstance(a, Text)) for side in (gold, reading))
     if left.words == right.words:
         return "correct", "exact", f"{reading.text!r:.80} is the gold answer"

@@ -6,7 +6,30 @@ import math
 import re
 from fractions import Fraction
 
-CONJUNCTIONS = frozenset({"and", "or", "und", "oder", "et", "ou", "y", "o", "e", "и", "или", "和", "或", "与", "及", "或者", "と", "または", "respectively"} - {"y", "o", "e"})
+CONJUNCTIONS = frozenset(
+    {
+        "and",
+        "or",
+        "und",
+        "oder",
+        "et",
+        "ou",
+        "y",
+        "o",
+        "e",
+        "и",
+        "или",
+        "和",
+        "或",
+        "与",
+        "及",
+        "或者",
+        "と",
+        "または",
+        "respectively",
+    }
+    - {"y", "o", "e"}
+)
 
 ALTERNATIVES = frozenset({"or", "oder", "ou", "или", "或", "或者", "または", "\\lor"})
 """Conjunctions that name alternatives."""
@@ -43,11 +66,16 @@ NOT_NOUNS = frozenset(
 ) - {"more", "less", "fewer", "both", "third", "thirds", "quarter", "quarters", "up", "down", "times", "no", "o"}
 """Words that no noun phrase behind a number may hold: they change what the number says."""
 
-NOT_ALGEBRA = NOT_NOUNS | frozenset("per the is are was has had its our his her all any who why how yes you she he we it to us me my an".split())
+NOT_ALGEBRA = NOT_NOUNS | frozenset(
+    "per the is are was has had its our his her all any who why how yes you she he we it to us me my an".split()
+)
 """Short words that are never a product of variables."""
 
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}
+_TENS = {
+    word: 10 * number
+    for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
+}
 ENGLISH = {word: number for number, word in enumerate(_UNITS)} | _TENS
 _MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {
@@ -61,7 +89,9 @@ _FOREIGN = {
     "pt": "zero um dois três quatro cinco seis sete oito nove dez onze doze treze quatorze quinze dezesseis dezessete dezoito dezenove vinte",
     "ru": "ноль один два три четыре пять шесть семь восемь девять десять одиннадцать двенадцать тринадцать четырнадцать пятнадцать шестнадцать семнадцать восемнадцать девятнадцать двадцать",
 }
-FOREIGN_NUMBERS = {word: number for words in _FOREIGN.values() for number, word in enumerate(words.split()) if word not in ENGLISH}
+FOREIGN_NUMBERS = {
+    word: number for words in _FOREIGN.values() for number, word in enumerate(words.split()) if word not in ENGLISH
+}
 
 _NUMBER_WORD = "|".join(sorted({*ENGLISH, *_MULTIPLES}, key=len, reverse=True))
 _NUMBER_WORDS = re.compile(
@@ -69,9 +99,25 @@ _NUMBER_WORDS = re.compile(
     re.IGNORECASE,
 )
 _POINT = re.compile(rf"(\d+) point ((?:(?:{'|'.join(_UNITS[:10])})(?: |$))+)", re.IGNORECASE)
-_PART = re.compile(rf"(?<![\w.])(?:(\d+)(?: and (?:(\d+)|an?))?[ -]|(?<![\w-])(?:an? |one[ -])?)({'|'.join(_PARTS)})(?![\w-])(?! of)", re.IGNORECASE)
+_PART = re.compile(
+    rf"(?<![\w.])(?:(\d+)(?: and (?:(\d+)|an?))?[ -]|(?<![\w-])(?:an? |one[ -])?)({'|'.join(_PARTS)})(?![\w-])(?! of)",
+    re.IGNORECASE,
+)
 
-_CHINESE_DIGITS = {character: index for index, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "壹": 1, "贰": 2, "叁": 3, "肆": 4, "伍": 5, "陆": 6, "柒": 7, "捌": 8, "玖": 9, "拾": 0}
+_CHINESE_DIGITS = {character: index for index, character in enumerate("零一二三四五六七八九")} | {
+    "〇": 0,
+    "两": 2,
+    "壹": 1,
+    "贰": 2,
+    "叁": 3,
+    "肆": 4,
+    "伍": 5,
+    "陆": 6,
+    "柒": 7,
+    "捌": 8,
+    "玖": 9,
+    "拾": 0,
+}
 _CHINESE_DIGITS.pop("拾")
 _CHINESE_STEPS = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
 _CHINESE_MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
@@ -92,9 +138,15 @@ def words_to_figures(text: str) -> str:
         text = " ".join(words)
     elif text.lower() in FOREIGN_NUMBERS:
         return str(FOREIGN_NUMBERS[text.lower()])
-    text = re.sub(r"\bper cent\b", "percent", re.sub(r"\b(?:an?|one) dozen\b", "12", re.sub(r"\bone-(?=half|third|quarter|fourth|fifth)", "", text)))
+    text = re.sub(
+        r"\bper cent\b",
+        "percent",
+        re.sub(r"\b(?:an?|one) dozen\b", "12", re.sub(r"\bone-(?=half|third|quarter|fourth|fifth)", "", text)),
+    )
     text = _NUMBER_WORDS.sub(lambda match: _english(match[0]), text)
-    text = _POINT.sub(lambda match: f"{match[1]}." + "".join(str(ENGLISH[word]) for word in match[2].lower().split()), text)
+    text = _POINT.sub(
+        lambda match: f"{match[1]}." + "".join(str(ENGLISH[word]) for word in match[2].lower().split()), text
+    )
     return _PART.sub(_parts, text)
 
 
@@ -141,7 +193,9 @@ def _chinese_to_figures(text: str) -> str:
     def whole(match: re.Match[str]) -> str:
         value = _chinese_value(match[0])
         neighbours = text[match.start() - 1 : match.start()] + text[match.end() : match.end() + 1]
-        is_word = match[0] in "一点" or (len(match[0]) == 1 and match[0] in "十百千万亿点零" and bool(_HAN.search(neighbours)) and match[0] != "十")
+        is_word = match[0] in "一点" or (
+            len(match[0]) == 1 and match[0] in "十百千万亿点零" and bool(_HAN.search(neighbours)) and match[0] != "十"
+        )
         return match[0] if value is None or is_word else _plain(value)
 
     return _CHINESE_NUMBER.sub(whole, text)
@@ -206,7 +260,14 @@ _INFINITE = "infinitely many; infinitely many solutions; infinite solutions; inf
 _ALL_REALS = "all real numbers; all reals; every real number; any real number; all real x; reals; the real numbers; the reals; toutes les valeurs réelles; alle reellen zahlen; todos los números reales; todos os números reais; все действительные числа; 全体实数; 一切实数; 任意实数; 实数集"
 STATEMENTS = {
     phrase.strip(): kind
-    for kind, phrases in (("nothing", _NOTHING), ("undefined", _UNDEFINED), ("yes", _YES), ("no", _NO), ("infinite", _INFINITE), ("reals", _ALL_REALS))
+    for kind, phrases in (
+        ("nothing", _NOTHING),
+        ("undefined", _UNDEFINED),
+        ("yes", _YES),
+        ("no", _NO),
+        ("infinite", _INFINITE),
+        ("reals", _ALL_REALS),
+    )
     for phrase in " ".join(phrases.split()).split(";")
 }
 """Whole answers in words, and what they state."""
@@ -235,12 +296,23 @@ BOUNDS = [
 """Words before a number that make a relation of it."""
 BOUNDS_AFTER = [
     (re.compile(rf" (?:{words})$", re.IGNORECASE), relation)
-    for words, relation in (("or more|or greater|or above|or higher|at least|and above|and up|oder mehr|ou plus|o más|или более|以上|及以上", ">="), ("or less|or fewer|or below|or lower|at most|oder weniger|ou moins|o menos|или менее|以下|及以下", "<="))
+    for words, relation in (
+        (
+            "or more|or greater|or above|or higher|at least|and above|and up|oder mehr|ou plus|o más|или более|以上|及以上",
+            ">=",
+        ),
+        ("or less|or fewer|or below|or lower|at most|oder weniger|ou moins|o menos|или менее|以下|及以下", "<="),
+    )
 ]
 
-NEGATED = re.compile(r"(?<![\\\w])(?:not|never|nor|neither|cannot|(?:is|are|was|do|does|did|ca|wo)n't)(?!\w)", re.IGNORECASE)
+NEGATED = re.compile(
+    r"(?<![\\\w])(?:not|never|nor|neither|cannot|(?:is|are|was|do|does|did|ca|wo)n't)(?!\w)", re.IGNORECASE
+)
 """What the grammar never reads past; `not 5` by itself is a relation (see `BOUNDS`)."""
-UNSURE = re.compile(r"\b(?:maybe|perhaps|possibly|either|neither|nor|might be|could be|not sure|unsure|probably|almost|nearly|presque|fast|beinahe|casi|quase|почти|vielleicht|peut-être|quizás|talvez|возможно)\b|可能|也许|几乎|或许|\?$", re.IGNORECASE)
+UNSURE = re.compile(
+    r"\b(?:maybe|perhaps|possibly|either|neither|nor|might be|could be|not sure|unsure|probably|almost|nearly|presque|fast|beinahe|casi|quase|почти|vielleicht|peut-être|quizás|talvez|возможно)\b|可能|也许|几乎|或许|\?$",
+    re.IGNORECASE,
+)
 """Words that keep an answer from being one."""
 
 _ADVERBS = r"(?:so|thus|therefore|hence|then|and|now|finally|in total|altogether|in all|overall|consequently|donc|also|alors|somit|daher|entonces|portanto|por lo tanto|итак|значит|所以|因此|故|于是|则|综上|よって|したがって)"
