@@ -78,10 +78,11 @@ _MINERVA_SUBSTITUTIONS = (
     ("\\text{and}", ","),
     ("\\text{m}", "\\text{}"),
 )
-_MINERVA_REMOVED = (
+_MINERVA_REMOVED_WORDS = (
     "square ways integers dollars mph inches ft hours km units \\ldots sue points feet minutes digits cents degrees cm gm pounds meters meals edges students childrentickets multiples "
     '\\text{s} \\text{.} \\text{\ns} \\text{}^2 \\text{}^3 \\text{\n} \\text{} \\mathrm{th} ^\\circ ^{\\circ} \\; ,\\! {,} " \\dots'
-).split(" ")  # noqa: SIM905
+)
+_MINERVA_REMOVED = _MINERVA_REMOVED_WORDS.split(" ")
 
 
 def _minerva_normalize(answer: str) -> str:

@@ -54,7 +54,13 @@ class VerifyArguments(StageArguments):
         default=None, metadata={"help": "Processes for symbolic comparisons; default: as many as cores, at most 4."}
     )
     tolerance: float = field(
-        default=1e-6, metadata={"help": "Relative tolerance of numbers that are not both integers."}
+        default=1e-6, metadata={"help": "Relative tolerance of numbers that are written with decimals."}
+    )
+    units: str = field(
+        default="compare",
+        metadata={
+            "help": "`compare`: another unit is converted, another kind of unit is wrong; `ignore`: only the numbers count."
+        },
     )
     fuzzy: float | None = field(
         default=None,
@@ -70,6 +76,8 @@ class VerifyArguments(StageArguments):
                 f"Wanted verify_timeout > 0, verify_workers ≥ 1 and 0 ≤ tolerance < 1; found {self.verify_timeout}, "
                 f"{self.verify_workers} and {self.tolerance}."
             )
+        if self.units not in ("compare", "ignore"):
+            raise ValueError(f"Wanted units 'compare' or 'ignore', found {self.units!r}.")
         if self.fuzzy is not None and not 0 < self.fuzzy <= 100:
             raise ValueError(f"Wanted 0 < fuzzy ≤ 100, found {self.fuzzy}.")
 
@@ -191,6 +199,7 @@ def _verify_chunk(
         timeout=options.verify_timeout,
         tolerance=options.tolerance,
         fuzzy=options.fuzzy,
+        units=options.units,  # type: ignore[arg-type]
     )
     rows = []
     for trace, verdict in zip(chunk, verdicts, strict=True):
