@@ -87,7 +87,11 @@ def between(page: str, begin: str, end: str) -> list[str]:
 
 
 def test_the_page_of_rules_is_the_codes(page: str) -> None:
-    expected = ["| gold answer | what is the same |", "|---|---|", *(f"| {name} | {rule} |" for _, name, rule, _ in RULES)]
+    expected = [
+        "| gold answer | what is the same |",
+        "|---|---|",
+        *(f"| {name} | {rule} |" for _, name, rule, _ in RULES),
+    ]
     assert between(page, "<!-- rules:", "<!-- end of rules -->") == expected
 
 

@@ -159,15 +159,9 @@ def _measure(measure: Measure) -> Answer:
 def _list(args: Sequence[Expression], name: str) -> Answer:
     parts = [classify(arg) for arg in args]
     flat: list[Answer] = []
+    is_nested = any(isinstance(arg, Call) and arg.name == "list" for arg in args)
     for part in parts:  # `2, 1 \pm \sqrt5` are three values
-        flat += (
-            part.parts
-            if isinstance(part, Several)
-            and not part.is_set
-            and name != "nested"
-            and not any(isinstance(arg, Call) and arg.name == "list" for arg in args)
-            else [part]
-        )
+        flat += part.parts if isinstance(part, Several) and not part.is_set and not is_nested else [part]
     conditions = [arg for arg, part in zip(args, parts, strict=True) if _is_condition(arg, part)]
     relations = [part for part in parts if isinstance(part, Relation)]
     if (
