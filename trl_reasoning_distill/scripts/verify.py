@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from trl_reasoning_distill.options import Bounds, Count, Positive, option
 from trl_reasoning_distill.scripts.arguments import (
@@ -50,7 +50,10 @@ class VerifyArguments(StageArguments):
         None, "Processes for symbolic comparisons; default: as many as cores, at most 4."
     )
     tolerance: Annotated[float, Bounds(ge=0, lt=1)] = option(
-        1e-6, "Relative tolerance of numbers that are not both integers."
+        1e-6, "Relative tolerance of numbers that are written with decimals."
+    )
+    units: Literal["compare", "ignore"] = option(
+        "compare", "compare: another unit is converted, another kind of unit is wrong; ignore: only the numbers count."
     )
     fuzzy: Annotated[float, Bounds(gt=0, le=100)] | None = option(
         None, "Count a word as right from this similarity of 100 to the gold word; default: never."
@@ -170,6 +173,7 @@ def _verify_chunk(
         timeout=options.verify_timeout,
         tolerance=options.tolerance,
         fuzzy=options.fuzzy,
+        units=options.units,
     )
     return [
         VerifiedTrace(

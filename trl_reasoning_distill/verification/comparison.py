@@ -6,6 +6,7 @@ from it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +33,7 @@ from trl_reasoning_distill.verification.answers import (
     Statement,
     Text,
 )
+from trl_reasoning_distill.verification.equations import equations_equal, relations_equal
 from trl_reasoning_distill.verification.expressions import (
     Call,
     Expression,
@@ -67,19 +69,25 @@ def compare(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
     """Whether two readings are the same answer; gold's type decides."""
     if isinstance(answer, Assignment) and not isinstance(gold, Assignment | Named | Equation | Relation):
         return compare(gold, answer.value, rules)  # a name that gold does not ask for
-    if isinstance(answer, Choice) and answer.text and not isinstance(gold, Choice):
-        return None
-    if (
-        isinstance(answer, Several)
-        and not isinstance(gold, Several | Named | Bracketed | Region | Family)
-        and len(answer.parts) > 1
-    ):
-        if not (isinstance(gold, Assignment) and isinstance(gold.value, Several)):  # one value, written twice
-            return _all(compare(gold, part, rules) for part in answer.parts)
+    if isinstance(answer, Choice) and answer.text and not isinstance(gold, Choice):  # `(B) 5` is 5
+        return any(compare(gold, reading, rules) for reading in _readings(answer.text)) or None
+    if isinstance(answer, Several) and len(answer.parts) > 1 and _is_single(gold):  # one value, written twice
+        return _all(compare(gold, part, rules) for part in answer.parts)
     try:
         return _BY_TYPE[type(gold)](gold, answer, rules)
     except UnknownValue:
         return None
+
+
+def _is_single(gold: Answer) -> bool:
+    value = gold.value if isinstance(gold, Assignment) else gold
+    return not isinstance(value, Several | Named | Bracketed | Region | Family)
+
+
+def _readings(text: str) -> tuple[Answer, ...]:
+    from trl_reasoning_distill.verification.reading import read  # which imports what this module imports
+
+    return read(text).answers
 
 
 # Numbers, percentages, quantities
@@ -139,10 +147,9 @@ def _compare_plain(gold: Plain, answer: Answer, rules: Rules) -> Outcome:
         case Quantity(value, unit, _):
             if numbers_equal(gold.value, value, rules.tolerance):
                 return True
-            is_angle = unit is not None and unit.dimension == (("deg", 1),) and _has_pi(gold.value)
-            return is_angle and numbers_equal(
-                gold.value, Call("degree", (_scaled(value, unit.factor),)), rules.tolerance
-            )  # type: ignore[union-attr]
+            if unit is None or unit.dimension != (("deg", 1),) or not _has_pi(gold.value):
+                return False
+            return numbers_equal(gold.value, Call("degree", (_scaled(value, unit.factor),)), rules.tolerance)
         case Ratio(terms) if len(terms) == 2:
             return numbers_equal(gold.value, Call("/", terms), rules.tolerance)
         case Several(parts) | Bracketed(_, parts):
@@ -398,9 +405,9 @@ def _compare_assignment(gold: Assignment, answer: Answer, rules: Rules) -> Outco
                 return True
         elif not (variables(gold.sides[1]) or variables(answer.sides[1])):
             return False
-        return _equations_equal(gold.sides, answer.sides)
+        return equations_equal(gold.sides, answer.sides)
     if isinstance(answer, Equation):
-        return _equations_equal(gold.sides, (answer.left, answer.right))
+        return equations_equal(gold.sides, (answer.left, answer.right))
     if isinstance(answer, Named):
         return all(name == gold.name for name, _ in answer.parts) and compare(
             gold.value, Several(tuple(value for _, value in answer.parts)), rules
@@ -410,51 +417,8 @@ def _compare_assignment(gold: Assignment, answer: Answer, rules: Rules) -> Outco
 
 def _compare_equation(gold: Equation, answer: Answer, rules: Rules) -> Outcome:
     if isinstance(answer, Equation):
-        return _equations_equal((gold.left, gold.right), (answer.left, answer.right))
-    return isinstance(answer, Assignment) and _equations_equal((gold.left, gold.right), answer.sides)
-
-
-def _equations_equal(gold: tuple[Expression, Expression], answer: tuple[Expression, Expression]) -> bool:
-    """Whether two equations say the same: one is a multiple of the other, or is solved for a variable of the other."""
-    left, right = Call("-", gold), Call("-", answer)
-    if variables(left) != variables(right):
-        return False
-    if _is_multiple(left, right) is not None:
-        return True
-    return _is_solved(gold, left, answer, right) or _is_solved(answer, right, gold, left)
-
-
-def _is_multiple(left: Expression, right: Expression) -> bool | None:
-    """Whether `right` is a positive (True) or negative (False) multiple of `left`; `None` if it is no multiple."""
-    point = {
-        name: Number(Fraction(7919 + 1093 * index, 5077 + 211 * index))
-        for index, name in enumerate(sorted(variables(left) | variables(right)))
-    }
-    there = [substitute(side, point) for side in (left, right)]  # type: ignore[arg-type]
-    values = [numeric_value(side) for side in there]
-    if not values[0] or not values[1]:
-        return None
-    if not equal(Call("*", (left, there[1])), Call("*", (right, there[0]))):
-        return None
-    ratio = values[0] / values[1]
-    return getattr(ratio, "real", ratio) > 0
-
-
-def _is_solved(
-    solved: tuple[Expression, Expression],
-    difference: Expression,
-    other: tuple[Expression, Expression],
-    other_difference: Expression,
-) -> bool:
-    """Whether `solved` is `y = …`, and `other` is linear in y and holds for it."""
-    name, value = solved
-    if not isinstance(name, Symbol) or name.name in variables(value):
-        return False
-    at = [substitute(other_difference, {name.name: Number(Fraction(x))}) for x in (0, 1, 2)]
-    slope = Call("-", (at[1], at[0]))
-    if not equal(slope, Call("-", (at[2], at[1]))):
-        return False
-    return equal(substitute(other_difference, {name.name: value}), Number(Fraction(0), is_integer=True))
+        return equations_equal((gold.left, gold.right), (answer.left, answer.right))
+    return isinstance(answer, Assignment) and equations_equal((gold.left, gold.right), answer.sides)
 
 
 # Regions of the real line
@@ -472,7 +436,7 @@ def _compare_region(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
             return False
         return regions_equal(left, right, rules.tolerance)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return _relations_equal(gold, answer, rules)
+        return relations_equal(gold, answer, functools.partial(numbers_equal, tolerance=rules.tolerance))
     if isinstance(gold, Region) and isinstance(answer, Region) and gold.operation == answer.operation:
         if gold.parts or answer.parts:
             return _in_any_order(gold.parts, answer.parts, rules, as_set=True)
@@ -481,29 +445,6 @@ def _compare_region(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
         return compare(gold.parts[0], answer, rules)
     if isinstance(answer, Region) and answer.operation in ("in", "and") and len(answer.parts) == 1:
         return compare(gold, answer.parts[0], rules)
-    return False
-
-
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
-
-
-def _relations_equal(gold: Relation, answer: Relation, rules: Rules) -> Outcome:
-    if None in gold.sides or None in answer.sides:
-        return False
-    for turned in (False, True):
-        sides = answer.sides[::-1] if turned else answer.sides
-        relations = tuple(_FLIPPED[r] for r in answer.relations[::-1]) if turned else answer.relations
-        if relations == gold.relations and all(
-            numbers_equal(a, b, rules.tolerance) for a, b in zip(gold.sides, sides, strict=True)
-        ):  # type: ignore[arg-type]
-            return True
-    if len(gold.relations) == len(answer.relations) == 1:
-        left, right = Call("-", gold.sides), Call("-", answer.sides)  # type: ignore[arg-type]
-        if variables(left) != variables(right):
-            return False
-        multiple = _is_multiple(left, right)
-        relation = answer.relations[0]
-        return multiple is not None and gold.relations[0] == (relation if multiple else _FLIPPED[relation])
     return False
 
 
@@ -567,19 +508,11 @@ def _compare_choice(gold: Choice, answer: Answer, rules: Rules) -> Outcome:
         if gold.text and answer.text:
             return _texts_equal(gold.text, answer.text, rules)
         return True
-    if gold.text:
-        from trl_reasoning_distill.verification.reading import read
-
-        outcomes = [compare(reading, answer, rules) for reading in read(gold.text).answers]
-        return True if True in outcomes else False
-    return False
+    return any(compare(reading, answer, rules) for reading in _readings(gold.text)) if gold.text else False
 
 
 def _texts_equal(gold: str, answer: str, rules: Rules) -> bool:
-    from trl_reasoning_distill.verification.reading import read
-
-    left, right = read(gold), read(answer)
-    return left.text == right.text or any(compare(a, b, rules) for a in left.answers for b in right.answers)
+    return gold == answer or any(compare(a, b, rules) for a in _readings(gold) for b in _readings(answer))
 
 
 def _compare_moment(gold: Moment, answer: Answer, rules: Rules) -> Outcome:

@@ -37,12 +37,16 @@ from trl_reasoning_distill.verification.phrases import (
     BEHIND_A_NUMBER,
     CHOICE_PHRASE,
     CHOICE_TRIGGERS,
+    COMPOUND,
     COPULA,
     DOUBTED,
+    HAN_SENTENCE,
     HEDGED,
+    INVERTED,
     JUDGEMENT,
     NEW_QUESTION,
     OPTIONS,
+    REASON,
     REFUSAL,
     REJECTED,
     RETRACTION,
@@ -52,6 +56,7 @@ from trl_reasoning_distill.verification.phrases import (
     TROUBLED,
     announcements,
 )
+from trl_reasoning_distill.verification.vocabulary import STATEMENTS
 
 THOUGHT_TAGS = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
 MAX_ANSWER = 2000
@@ -71,6 +76,7 @@ _JOINT_WORDS = re.compile(r"(?:\b(?:and|or|und|oder|et|ou)\b|[和或、，])\s*$
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mbox|textnormal)[ ]{0,2}\{([^{}]{0,200})\}")
 _MATH_MARK = re.compile(r"\\\(|\\\)|\\\[|\\\]|\\\$|\$\$|\$")
+_SPECIAL_TOKEN = re.compile(r"<\|(?!im_start\|>user|endoftext|eot_id)[A-Za-z_]{1,30}\|>")
 _ESCAPED_TWICE = re.compile(r"(?<!\\)\\{2}(?:boxed|text|frac|sqrt)\{")
 _BROKEN_MATH = re.compile(r"(?:(?<!\$)\$|\\\()[ \t]*\n[^$\n]{0,200}\n[ \t]*(?:\$(?!\$)|\\\))")
 
@@ -135,7 +141,9 @@ def committed_text(text: str) -> str | None:
 
 
 def unescaped(text: str) -> str:
-    r"""A text that was escaped twice on its way (`\\boxed`, `\n` as two characters) as it was meant."""
+    r"""A text that was escaped twice on its way (`\\boxed`, `\n` as two characters) as it was meant, without a chat's special tokens."""
+    if "<|" in text:
+        text = _SPECIAL_TOKEN.sub("\n", text)
     if not _ESCAPED_TWICE.search(text):
         return text
     return re.sub(r"(?<!\\)\\n(?![a-z])", "\n", re.sub(r"(?<!\\)\\{2}(?=[A-Za-z])", r"\\", text))
@@ -204,7 +212,9 @@ def _marked(text: str) -> list[_Commitment]:
         ("box", _last_boxes),
     )
     candidates = [found for trigger, finder in finders if trigger in lowered and (found := finder(text)) is not None]
-    candidates += [found for finder in (_last_phrase, _last_choice) if (found := finder(text, lowered)) is not None]
+    candidates += [
+        found for finder in (_last_phrase, _last_inverted, _last_choice) if (found := finder(text, lowered)) is not None
+    ]
     return candidates
 
 
@@ -354,6 +364,21 @@ def _phrase_answer(text: str, match: re.Match[str], limit: int) -> _Commitment |
     return None
 
 
+def _last_inverted(text: str, lowered: str) -> _Commitment | None:
+    """`42 is the answer`."""
+    match = next(iter(deque(INVERTED.finditer(text), maxlen=1)), None) if "answer" in lowered else None
+    if (
+        match is None
+        or HEDGED.search(text[max(0, match.start() - 40) : match.start()])
+        or BEFORE_A_NUMBER.search(text[max(0, match.start() - 40) : match.start()])
+    ):
+        return None
+    ending = SENTENCE_END.search(text, match.end())
+    if "boxed" in match["answer"] or "?" in text[match.end() : ending.end() if ending else len(text)]:
+        return None
+    return _Commitment(match.start(), match.end(), _clean(match["answer"]), "answer_is")
+
+
 def _last_choice(text: str, lowered: str) -> _Commitment | None:
     if not any(trigger in lowered for trigger in CHOICE_TRIGGERS):
         return None
@@ -368,7 +393,8 @@ def _last_choice(text: str, lowered: str) -> _Commitment | None:
 
 def _narrowed(answer: str) -> str:
     """The predicate of a sentence, `19` in `the largest number of them is 19`; other answers stay."""
-    if is_short(answer) and not COPULA.search(answer):
+    answer = REASON.split(answer, maxsplit=1)[0].rstrip(" ,(") or answer
+    if is_short(answer) and not COPULA.search(answer) and not HAN_SENTENCE.match(answer):
         return answer
     plain = "".join(" " * len(c) if c.startswith("$") else c for c in re.split(r"(\$[^$]*\$)", answer))
     copula = next(iter(deque(COPULA.finditer(plain), maxlen=1)), None)
@@ -382,10 +408,11 @@ def _narrowed(answer: str) -> str:
             and (NUMBER.search(predicate) or any(math_segments(predicate)))
         ):
             return _clean(predicate)
-    if is_short(answer) or any(math_segments(answer)):
+    if (is_short(answer) and not HAN_SENTENCE.match(answer)) or any(math_segments(answer)):
         return answer
     numbers = list(NUMBER.finditer(answer))
-    if len(numbers) == 1 and "\\" not in answer and len(_WORD.findall(answer[: numbers[0].start()])) >= 2:
+    is_prose = numbers and (len(_WORD.findall(answer[: numbers[0].start()])) >= 2 or HAN_SENTENCE.match(answer))
+    if len(numbers) == 1 and "\\" not in answer and is_prose:
         return _number_phrase(answer, numbers[0])
     return answer
 
@@ -396,6 +423,8 @@ def _extract_unmarked(text: str) -> ExtractedAnswer:
         return ExtractedAnswer(None, "none")
     text = _BROKEN_MATH.sub(" ", text)
     whole = _clean(text)
+    if whole.lower() in STATEMENTS:
+        return ExtractedAnswer(whole, "whole")
     if whole and is_short(whole):
         return ExtractedAnswer(whole, "whole") if not DOUBTED.search(whole) else ExtractedAnswer(None, "none")
     lines = _lines(text)
@@ -457,6 +486,11 @@ def _last_math_or_number(text: str) -> ExtractedAnswer:
 def _number_phrase(text: str, number: re.Match[str]) -> str:
     """A number with what belongs to it: `not 5`, `5 or 6`, `20 percent`, `5!`, `2 dozen`."""
     start = number.start()
+    compound = COMPOUND.search(text[max(0, start - 40) : start])
+    if compound is not None and (
+        unit := re.match(r" ?[A-Za-z]{1,12}", text[number.end() :])
+    ):  # `3 hours and 20 minutes`
+        return text[start - len(compound[0]) : number.end() + unit.end()].strip()
     for _ in range(4):  # `not 5 or 6`
         before = BEFORE_A_NUMBER.search(text[max(0, start - 40) : start])
         if before is None:

@@ -48,9 +48,19 @@ def announcements(text: str, lowered: str, limit: int) -> list[re.Match[str]]:
     return sorted(found, key=lambda match: match.start())[-limit:]
 
 
-CHOICE_TRIGGERS = ("option", "choice", "选", "選", "opción", "opção", "вариант")
+INVERTED = re.compile(
+    r"(?P<answer>\$[^$\n]{1,60}\$|(?<![^\s\"'(*])(?:[-+$]{0,2}\d[\d.,/]{0,30}%?|\(?[A-J]\)?))[ \t]is[ \t](?:the|our|my)[ \t](?:final[ \t]|correct[ \t])?answer\b",
+    re.IGNORECASE,
+)
+REASON = re.compile(r"\b(?:because|since|as we|so that|which means)\b", re.IGNORECASE)
+HAN_SENTENCE = re.compile(r"[\u4e00-\u9fff]{2,40}[^\n]{0,80}\d")
+COMPOUND = re.compile(
+    r"(?<![\w.])\d{1,9} ?(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|days?|years?|weeks?|dollars?|kg|km|m|degrees)(?:,| and|, and)? \Z",
+    re.IGNORECASE,
+)
+CHOICE_TRIGGERS = ("option", "choice", "choose", "pick", "select", "选", "選", "opción", "opção", "вариант")
 CHOICE_PHRASE = re.compile(
-    r"(?:\b(?:correct|right|best|final)?[ \t]{0,2}(?:option|choice)[ \t*_]{0,4}(?:is\b|:|=)[ \t*_:]{0,6}|\b(?:option|choice)[ \t]{1,3}(?=\(?[A-J]\)?[ \t]{1,3}is[ \t]{1,3}(?:the[ \t]{1,3})?(?:correct|right))"
+    r"(?:\bI(?: would|'d)? (?:choose|pick|select)[ \t]{1,3}|\b(?:correct|right|best|final)?[ \t]{0,2}(?:option|choice)[ \t*_]{0,4}(?:is\b|:|=)[ \t*_:]{0,6}|\b(?:option|choice)[ \t]{1,3}(?=\(?[A-J]\)?[ \t]{1,3}is[ \t]{1,3}(?:the[ \t]{1,3})?(?:correct|right))"
     r"|(?:因此|所以|故|应|答案)?[选選](?:择|擇|项|項)?(?:是|为|：|:)?[ \t]{0,4}|(?:正确|正確)?(?:选项|選項)(?:是|为|：|:)[ \t]{0,4}|\b(?:opción|opção|option|вариант|Option)(?: correcta| correta)?[ \t]{0,2}(?:es|é|est|ist|:)[ \t]{0,4})"
     r"(?P<letter>[*_]{0,2}[(（\[]?(?:[A-J]|[Ａ-Ｊ])(?![A-Za-z]))",
     re.IGNORECASE,

@@ -79,6 +79,8 @@ _TO_RATIO = re.compile(r"(\d+(?:\.\d+)?)((?: to \d+(?:\.\d+)?)+)")
 _IN_BASE = re.compile(
     r"\(?(\d[\dA-Z]*|[A-F][\dA-F]+)\)?(?: ?_ ?\{? ?\"?(\d{1,2})\"? ?\}?|,? ?\(?(?:in )?base[- ](\d{1,2})\)?)"
 )
+_NOTE = re.compile(r"(?<=[\d%]) \((?!mod|not|or|and|base|in base)(?=[^()]*[a-z]{4})[^()\\=<>]{2,60}\)$")
+"""A remark behind a number: `42 (6 times 7)`."""
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _CALCULUS = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|partial)(?![A-Za-z])|\\frac ?\{d[^{}]{0,20}\}\{d[a-z]")
 
@@ -130,7 +132,7 @@ def _quick(text: str) -> Answer | None:
 
 
 def _read(text: str) -> Reading:
-    text = _trim(text)
+    text = _NOTE.sub("", _trim(text))
     found: list[Answer] = []
     statement = STATEMENTS.get(text.lower().strip(' ".!')) or _yes_or_no(text)
     if statement is not None:

@@ -7,6 +7,7 @@ is compared as a relation.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +25,7 @@ from trl_reasoning_distill.verification.answers import (
     Statement,
 )
 from trl_reasoning_distill.verification.classification import name_of
-from trl_reasoning_distill.verification.expressions import Call, Expression, Number, Symbol, variables
+from trl_reasoning_distill.verification.expressions import Call, Expression, Symbol, variables, walk
 from trl_reasoning_distill.verification.values import DIGITS, UnknownValue, _context, numeric_value
 
 
@@ -115,9 +116,9 @@ def _real(value: Any) -> Any:
     mp = _context(DIGITS[0])
     if isinstance(value, Fraction):
         return mp.mpf(value.numerator) / value.denominator
-    if isinstance(value, tuple) or getattr(value, "imag", 0) or mp.isnan(value):
+    if isinstance(value, tuple) or value.imag or mp.isnan(value):
         raise UnknownValue("no real number")
-    return value.real if hasattr(value, "real") else value
+    return value.real
 
 
 def _complement(region: list[Interval] | None) -> list[Interval] | None:
@@ -205,7 +206,7 @@ def _solve_one(left: Expression | None, relation: str, right: Expression | None)
         return None
     edges = [-mp.inf, *roots, mp.inf]
     found = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = 0 if not roots else high - 1 if low == -mp.inf else low + 1 if high == mp.inf else (low + high) / 2
         if _holds(value(inside), relation):
             found.append(Interval(low, high, False, False))
@@ -221,7 +222,7 @@ def _holds(value: Any, relation: str) -> bool:
 def _roots(value: Any, difference: Expression) -> list[Any] | None:
     """The zeros of a function that is linear or quadratic, or that in |x|; `None` if it is neither."""
     mp = _context(DIGITS[0])
-    has_absolute = any(isinstance(node, Call) and node.name == "abs" for node in _nodes(difference))
+    has_absolute = any(isinstance(node, Call) and node.name == "abs" for node in walk(difference))
     if has_absolute:
         positive = _polynomial_roots([value(x) for x in (1, 2, 3, 5, 8)], (1, 2, 3, 5, 8))
         if positive is None or any(abs(value(-x) - value(x)) > mp.mpf(10) ** -25 for x in (1, 2, 5)):
@@ -254,12 +255,6 @@ def _polynomial_roots(values: Sequence[Any], points: Sequence[int]) -> list[Any]
     return sorted([(-b - root) / (2 * a), (-b + root) / (2 * a)])
 
 
-def _nodes(expression: Expression) -> list[Expression]:
-    from trl_reasoning_distill.verification.expressions import walk
-
-    return list(walk(expression))
-
-
 def regions_equal(left: Intervals, right: Intervals, tolerance: float) -> bool:
     """Whether two regions have the same intervals, with ends equal to 25 digits."""
     if len(left) != len(right):
@@ -271,6 +266,3 @@ def regions_equal(left: Intervals, right: Intervals, tolerance: float) -> bool:
             if x != y and (_context(DIGITS[0]).isinf(abs(x) + abs(y)) or abs(x - y) > 1e-25 * max(abs(x), abs(y))):
                 return False
     return True
-
-
-__all__ = ["Interval", "Number", "region_of", "regions_equal", "subjects_of"]

@@ -296,8 +296,6 @@ def _factor(tokens: Sequence[Token], start: int) -> tuple[Unit, int] | None:
     if len(texts) == 2 and two in _UNITS:
         return _powered(unit_named(two), tokens, start + 2)  # type: ignore[arg-type]
     unit = unit_named(texts[0])
-    if unit is None and texts[0] == "\\mu":
-        return None
     return None if unit is None else _powered(unit, tokens, start + 1)
 
 

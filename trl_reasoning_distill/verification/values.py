@@ -93,11 +93,8 @@ class Evaluator:
 
     def value(self, expression: Expression) -> Value:
         """Evaluate; see `numeric_value`."""
-        count = 0
-        for _ in walk(expression):
-            count += 1
-            if count > _MAX_NODES:
-                raise UnknownValue("too long to compute")
+        if any(count > _MAX_NODES for count, _ in enumerate(walk(expression))):
+            raise UnknownValue("too long to compute")
         try:
             return self._value(expression, 0)
         except UnknownValue:
@@ -114,6 +111,8 @@ class Evaluator:
             return node.value
         if isinstance(node, Symbol):
             return self._symbol(node.name)
+        if not isinstance(node, Call):
+            raise UnknownValue("an amount with a unit where a number is wanted")
         rule = _RULES.get(node.name)
         if rule is None:
             if node.name.startswith("f:"):
@@ -224,12 +223,13 @@ def _power(run: Evaluator, base: Value, exponent: Value) -> Value:
         if abs(exponent) * _bits(base) < _MAX_BITS:
             return base ** int(exponent)
     if isinstance(base, Fraction) and isinstance(exponent, Fraction) and base >= 0 and exponent.denominator <= 12:
-        roots = tuple(_integer_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
-        if None not in roots and abs(exponent.numerator) * _bits(base) < _MAX_BITS and (base or exponent > 0):
-            return Fraction(roots[0], roots[1]) ** exponent.numerator  # type: ignore[arg-type]
+        above, below = (_integer_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
+        is_small = abs(exponent.numerator) * _bits(base) < _MAX_BITS
+        if above is not None and below is not None and is_small and (base or exponent > 0):
+            return Fraction(above, below) ** exponent.numerator
     base, exponent = run.real(base), run.real(exponent)
     if not base:
-        if getattr(exponent, "real", exponent) > 0:
+        if exponent.real > 0:
             return Fraction(0)
         raise UnknownValue("a power of zero")
     size = abs(run.mp.log(abs(base))) + 4
@@ -252,15 +252,10 @@ def _root(run: Evaluator, value: Value, degree: Value = Fraction(2)) -> Value:
     """Of a negative number the real root, if its degree is odd."""
     if not isinstance(degree, Fraction) or not degree:
         raise UnknownValue("a root of such a degree")
-    number = value if isinstance(value, Fraction) else run.real(value)
-    is_real = isinstance(number, Fraction) or not getattr(number, "imag", 0)
-    if is_real and getattr(number, "real", number) < 0 and degree.denominator == 1 and degree % 2:
-        return -_power(
-            run, -getattr(number, "real", number) if not isinstance(number, Fraction) else -number, 1 / degree
-        )
-    if isinstance(number, Fraction) and not number:
-        return number
-    return _power(run, number, 1 / degree)
+    number: Value = value if isinstance(value, Fraction) else run.real(value)
+    if not number.imag and number.real < 0 and degree.denominator == 1 and degree % 2:
+        return -_power(run, -number.real, 1 / degree)
+    return number if not number else _power(run, number, 1 / degree)
 
 
 def _factorial(run: Evaluator, value: Value) -> Value:
@@ -412,7 +407,7 @@ def is_zero(difference: Callable[[int], tuple[Value, Value]]) -> bool:
     Raises:
         UnknownValue: If they cannot be computed.
     """
-    previous = None
+    previous: Value = None
     for digits in DIGITS:
         left, right = difference(digits)
         if isinstance(left, tuple) or isinstance(right, tuple):

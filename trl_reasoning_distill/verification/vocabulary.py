@@ -58,207 +58,23 @@ for _word in ("pair", "pairs", "score"):  # `5 pairs` are five, `score` is what 
     SCALES.pop(_word)
 
 NOT_NOUNS = frozenset(
-    [
-        "and",
-        "or",
-        "not",
-        "no",
-        "non",
-        "nor",
-        "neither",
-        "never",
-        "minus",
-        "plus",
-        "times",
-        "negative",
-        "positive",
-        "over",
-        "mod",
-        "modulo",
-        "root",
-        "squared",
-        "cubed",
-        "factorial",
-        "half",
-        "halves",
-        "third",
-        "thirds",
-        "quarter",
-        "quarters",
-        "double",
-        "twice",
-        "dozen",
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "percent",
-        "pct",
-        "percentage",
-        "than",
-        "least",
-        "most",
-        "more",
-        "less",
-        "fewer",
-        "between",
-        "from",
-        "to",
-        "under",
-        "above",
-        "below",
-        "up",
-        "down",
-        "by",
-        "divided",
-        "multiplied",
-        "choose",
-        "if",
-        "when",
-        "where",
-        "but",
-        "except",
-        "without",
-        "instead",
-        "is",
-        "are",
-        "was",
-        "were",
-        "equals",
-        "equal",
-        "approximately",
-        "about",
-        "nearly",
-        "almost",
-        "unless",
-        "either",
-        "both",
-        "maybe",
-        "perhaps",
-        "possibly",
-        "sqrt",
-        "ln",
-        "log",
-        "sin",
-        "cos",
-        "tan",
-        "pi",
-        "infinity",
-        "mod",
-        "isn't",
-        "wrong",
-        "incorrect",
-        "false",
-        "oder",
-        "und",
-        "nicht",
-        "kein",
-        "pas",
-        "ou",
-        "et",
-        "ni",
-        "no",
-        "o",
-        "ninguno",
-        "não",
-        "nem",
-        "не",
-        "или",
-        "и",
-        "нет",
-        "больше",
-        "меньше",
-        "не不",
-        "或",
-        "和",
-        "不",
-        "of",
-        "for",
-        "in",
-        "with",
-        "out",
-        "at",
-        "as",
-        "because",
-        "since",
-        "while",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-    ]
+    """and or not no non nor neither never minus plus times negative positive over mod modulo root squared cubed factorial half halves third thirds quarter quarters double twice dozen
+    hundred thousand million billion trillion percent pct percentage than least most more less fewer between from to under above below up down by divided multiplied choose if when where
+    but except without instead is are was were equals equal approximately about nearly almost unless either both maybe perhaps possibly sqrt ln log sin cos tan pi infinity mod
+    isn't wrong incorrect false oder und nicht kein pas ou et ni no o ninguno não nem не или и нет больше меньше не不 或 和 不 of for in with out at as because since while
+    one two three four five six seven eight nine ten eleven twelve""".split()
 ) - {"more", "less", "fewer", "both", "third", "thirds", "quarter", "quarters", "up", "down", "times", "no", "o"}
 """Words that no noun phrase behind a number may hold: they change what the number says."""
 
 NOT_ALGEBRA = NOT_NOUNS | frozenset(
-    [
-        "per",
-        "the",
-        "is",
-        "are",
-        "was",
-        "has",
-        "had",
-        "its",
-        "our",
-        "his",
-        "her",
-        "all",
-        "any",
-        "who",
-        "why",
-        "how",
-        "yes",
-        "you",
-        "she",
-        "he",
-        "we",
-        "it",
-        "to",
-        "us",
-        "me",
-        "my",
-        "an",
-    ]
+    "per the is are was has had its our his her all any who why how yes you she he we it to us me my an".split()
 )
 """Short words that are never a product of variables."""
 
-_UNITS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = {
     word: 10 * number
-    for number, word in enumerate(
-        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2
-    )
+    for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
 }
 ENGLISH = {word: number for number, word in enumerate(_UNITS)} | _TENS
 _MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -457,13 +273,13 @@ STATEMENTS = {
 """Whole answers in words, and what they state."""
 
 MONTHS = {
-    **{name: number for number, name in enumerate(["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"], start=1)},
-    **{name: number for number, name in enumerate(["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], start=1)}, "sept": 9,
-    **{name: number for number, name in enumerate(["janvier", "février", "mars", "avril", "mai", "juin", "juillet", "août", "septembre", "octobre", "novembre", "décembre"], start=1)},
-    **{name: number for number, name in enumerate(["januar", "februar", "märz", "april", "mai", "juni", "juli", "august", "september", "oktober", "november", "dezember"], start=1)},
-    **{name: number for number, name in enumerate(["enero", "febrero", "marzo", "abril", "mayo", "junio", "julio", "agosto", "septiembre", "octubre", "noviembre", "diciembre"], start=1)},
-    **{name: number for number, name in enumerate(["janeiro", "fevereiro", "março", "abril", "maio", "junho", "julho", "agosto", "setembro", "outubro", "novembro", "dezembro"], start=1)},
-    **{name: number for number, name in enumerate(["января", "февраля", "марта", "апреля", "мая", "июня", "июля", "августа", "сентября", "октября", "ноября", "декабря"], start=1)},
+    **{name: number for number, name in enumerate("january february march april may june july august september october november december".split(), start=1)},
+    **{name: number for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), start=1)}, "sept": 9,
+    **{name: number for number, name in enumerate("janvier février mars avril mai juin juillet août septembre octobre novembre décembre".split(), start=1)},
+    **{name: number for number, name in enumerate("januar februar märz april mai juni juli august september oktober november dezember".split(), start=1)},
+    **{name: number for number, name in enumerate("enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre".split(), start=1)},
+    **{name: number for number, name in enumerate("janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro".split(), start=1)},
+    **{name: number for number, name in enumerate("января февраля марта апреля мая июня июля августа сентября октября ноября декабря".split(), start=1)},
 }  # fmt: skip
 
 BOUNDS = [
@@ -512,7 +328,7 @@ LEAD_IN = re.compile(
     rf"(?:{_ARTICLES} )?{_HEADS}(?: \(?[a-z]\)?)?(?: (?:of|for|to|in) (?:the |this |our )?[a-z ]{{1,40}}?)? ?{_COPULA}+[ :]*"
     r"|(?:it|this|that|there|which|these|they|he|she|we|i|you|x) ?(?:is|are|was|were|equals?|will be|would be|must be|has|have|had|needs?|gets?|got|pays?|paid|earns?|makes?|made|spends?|spent|sold|sells?|takes?|costs?|found|find|obtain|gives?) (?:that )?"
     r"|(?:we|you) (?:get|have|obtain|find|need|conclude|see)(?: that)?[ ,:]+|(?:about|approximately|approx\.?|around|roughly|exactly|precisely|only|just|ca\.|etwa|ungefähr|environ|aproximadamente|unos|около|примерно|约|大约|約|共|一共|总共|共有|\\approx|~|\\sim|\\therefore|=|:|a total of|total of|(?:a|an|the|some|answer|final answer)(?= )) ?"
-    r"|(?:option|choice|选|選|选择) ?"
+    rf"|(?:option|choice|选|選|选择) ?|{_ADVERBS}[ ,:]+"
     r")",
     re.IGNORECASE,
 )
@@ -520,7 +336,6 @@ LEAD_IN = re.compile(
 TRAIL = re.compile(
     r"[ ,(]+(?:because|since|as we|so that|which is|which means|where we|if we|in total|altogether|in all|overall|total|left over|left|each|respectively|weil|parce que|porque|потому что|因为)\b.*$"
     r"|(?<=[\w}]) (?:for|in|after|at|by|on|over|per|from|to|out of the|of the|during|within|für|pour|para|за|на) (?:each |every |the |all |these |those |a |an |\d+ )+[a-z]{2,}(?: [a-z]{2,}){0,4}$"
-    r"|(?<=\d) ?\((?!mod|not|or|and|nicht|base)[^()\d\\=<>]{2,40}\)$"
     r"|(?:です|になります|である|となります|个|人|岁|次|只|本)$",
     re.IGNORECASE,
 )
