@@ -320,10 +320,10 @@ class Parser(AtomReader):
     def _signed(self) -> Expression:
         signs: list[str] = []
         while (sign := self.operator) in _SIGNS:
+            if len(signs) == 2:
+                raise LeftOver(self.token)
             signs.append(_SIGNS[sign])
             self.position += 1
-            if len(signs) > 2:
-                raise LeftOver(self.token)
         value = self.product()
         for sign in reversed(signs):
             if sign != "+":
