@@ -91,7 +91,7 @@ def test_number_words(text: str, figures: str) -> None:
         ("1 + + + + 2", "+"),
     ],
 )
-def test_what_is_left_over_is_told(text: str, left_over: str) -> None:
+def test_what_is_left_over_is_reported(text: str, left_over: str) -> None:
     reading = read(text)
     assert reading.answers == ()
     assert reading.left_over == left_over
@@ -134,7 +134,7 @@ def test_normalizing_drops_nothing_that_could_mean_something() -> None:
     assert normalize("½ × ∞") == "1/2 \\times \\infty"
 
 
-def test_a_verdict_says_what_was_extracted_and_by_which_rule() -> None:
+def test_a_verdict_holds_what_was_extracted_and_by_which_rule() -> None:
     verdict = verify_answer("The answer is 42 apples.", "42")
     assert (verdict.extracted, verdict.rule, verdict.timed_out) == ("42 apples", "answer_is", False)
     assert verify_answer("<think>5", "5").rule == "unfinished_reasoning"
