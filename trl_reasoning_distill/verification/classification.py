@@ -199,7 +199,7 @@ def _list(args: Sequence[Expression], name: str) -> Answer:
 
 
 def _is_condition(arg: Expression, part: Answer) -> bool:
-    """`k \\in \\mathbb{Z}`: says of a parameter what it may be."""
+    """`k \\in \\mathbb{Z}`: the values that a parameter may have."""
     return (
         isinstance(part, Region)
         and part.operation == "in"

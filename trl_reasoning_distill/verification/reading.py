@@ -1,7 +1,7 @@
 r"""Reads an answer whole: `read("3 h 20 min")`.
 
 Statements (`no solution`), choices, dates and texts are recognized by their words; everything else by the grammar in `parsing.py`. A writing
-that can be two things (`3,4`; `C`; `(2, 5)`) has several readings. What nothing reads to its end has none, and `left_over` says what stood in the way.
+that can be two things (`3,4`; `C`; `(2, 5)`) has several readings. What nothing reads to its end has none, and `left_over` is what stood in the way.
 """
 
 from __future__ import annotations
