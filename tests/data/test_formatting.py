@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_reasoning_distill.data.formatting import PRESETS, ParsedResponse, ReasoningFormat, last_boxed
+from trl_reasoning_distill.data.formatting import (
+    PRESETS,
+    ParsedResponse,
+    ReasoningFormat,
+    last_boxed,
+    split_marked_answer,
+)
 
 FORMATS = [
     *PRESETS.values(),
@@ -240,3 +246,22 @@ def count_lines(form: ReasoningFormat, text: str) -> int:
 def test_work_grows_no_faster_than_the_text(form: ReasoningFormat, bit: str) -> None:
     once, fourfold = count_lines(form, bit * 500), count_lines(form, bit * 2000)
     assert fourfold <= 4 * once + 40
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("48/2 = <<48/2=24>>24\n#### 24", ("48/2 = 24", "24")),
+        ("steps\n#### 1,072 ", ("steps", "1072")),
+        ("#### 7", ("", "7")),
+        ("#### 3 apples first\n#### 4", ("#### 3 apples first", "4")),
+    ],
+)
+def test_a_marked_answer_is_split_from_its_steps(text: str, expected: tuple[str, str]) -> None:
+    assert split_marked_answer(text) == expected
+
+
+@pytest.mark.parametrize("text", ["72", "", "so it is 72\n####", "#### \n "])
+def test_a_text_without_a_marked_answer_is_never_the_answer(text: str) -> None:
+    with pytest.raises(ValueError, match="no #### line"):
+        split_marked_answer(text)

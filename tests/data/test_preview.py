@@ -65,4 +65,4 @@ def test_the_picture_and_rows_of_other_shapes(tmp_path: Path) -> None:
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
     assert make_preview([]).to_text().startswith("source")
     with pytest.raises(ValueError, match="needs `prompt` and `completion`"):
-        row_item({"text": "t"})
+        row_item({"input_ids": [1]})

@@ -174,34 +174,39 @@ def test_bad_rows_are_left_out_with_their_reason(tmp_path: Path, caplog: pytest.
             {"question": "?", "answer": "x", "id": "a"}, {"question": "no gold?", "answer": None}, {"question": "?", "answer": " "}]  # fmt: skip
     write_jsonl(path, rows)
     read = read_source(str(path))
-    assert [(p.id, p.answer) for p in read.problems] == [("a", "2"), ("mine-000005", None)]
+    assert [(p.id, p.answer) for p in read.problems] == [("a", "2"), ("mine-000002", None), ("mine-000005", None)]
     reasons = {row.where: row.reason for row in read.rejected}
     assert reasons["mine, row 1"] == "the question is empty"
-    assert "no column 'answer'" in reasons["mine, row 2"]
     assert "a list" in reasons["mine, row 3"]
     assert "stands twice" in reasons["mine, row 4"]
     assert reasons["mine, row 6"] == "the answer is empty"
     with caplog.at_level(logging.WARNING):
         load_problems("jsonl", path=str(path))
-    assert "5 rows are no problems" in caplog.text
+    assert "4 rows are no problems" in caplog.text
+    assert "2 of 3 problems have no answer: they can be generated from" in caplog.text
     aside = [row.to_row() for row in read.rejected]
-    assert aside[1] == {
-        "where": "mine, row 2",
+    assert aside[0] == {
+        "where": "mine, row 1",
         "cause": "bad_row",
-        "reason": aside[1]["reason"],
-        "row": {"question": "?"},
+        "reason": "the question is empty",
+        "row": {"question": " ", "answer": "2"},
     }
     json.dumps(
         [row.to_row() for row in [RejectedRow("w", "r", row={"when": math.nan, "what": object()})]], allow_nan=False
     )
 
 
-def test_questions_may_lack_an_answer_if_that_is_said(tmp_path: Path) -> None:
+def test_questions_may_lack_an_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without an option: what has none can be generated from, and that it cannot be judged is said."""
     path = tmp_path / "raw_questions.jsonl"
     write_jsonl(path, [{"question": "1+1?"}, {"question": "2+2?", "answer": 4}])
-    assert [problem.answer for problem in load_problems(str(path))] == ["4"]
-    problems = load_problems(str(path), answer_rule="optional")
-    assert [(problem.question, problem.answer) for problem in problems] == [("1+1?", None), ("2+2?", "4")]
+    for options in ({}, {"answer_rule": "optional"}):
+        caplog.clear()
+        problems = load_problems(str(path), **options)
+        assert [(problem.question, problem.answer) for problem in problems] == [("1+1?", None), ("2+2?", "4")]
+        assert "1 of 2 problems have no answer" in caplog.text
+    # Where a rule for the answer is named, a row without the column is a bad one
+    assert [problem.answer for problem in load_problems(str(path), answer_rule="as_is")] == ["4"]
 
 
 def test_a_problem_that_is_not_admitted_makes_room_for_another(shared_data: Path) -> None:
@@ -251,7 +256,7 @@ def test_errors_teach(tmp_path: Path, shared_data: Path) -> None:
     with pytest.raises(SourceUnavailableError, match="No file"):
         load_problems("absent.jsonl")
     path = tmp_path / "mine.jsonl"
-    write_jsonl(path, [{"prompt": "?"}])
+    write_jsonl(path, [{"wording": "?"}])
     with pytest.raises(ValueError, match="no column 'question'"):
         load_problems(str(path))
     with pytest.raises(ValueError, match="answer_rule"):
@@ -360,3 +365,13 @@ def test_every_evaluation_set_is_known() -> None:
         name for name, _ in BENCHMARKS
     }
     assert all(split in SOURCES[name].splits for name, split in BENCHMARKS)
+
+
+def test_without_the_mark_a_row_is_refused_by_the_source_and_by_the_answer_rule(tmp_path: Path) -> None:
+    """The whole solution is no answer."""
+    rows = [{"question": "q", "answer": "so 72"}, {"question": "r", "answer": "so\n#### 1,072"}]
+    path = tmp_path / "gsm8k" / "train.jsonl"
+    write_jsonl(path, rows)
+    for read in (read_source("gsm8k", data_dir=str(tmp_path)), read_source(str(path), answer_rule="gsm8k")):
+        assert [problem.answer for problem in read.problems] == ["1072"]
+        assert [row.reason for row in read.rejected] == ["the answer has no #### line"]

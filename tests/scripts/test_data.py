@@ -9,16 +9,16 @@ import pytest
 
 from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
+from trl_reasoning_distill.data.normalization import load_rows
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.scripts import data
-from trl_reasoning_distill.scripts.training import load_rows
 
 
 def test_the_stage_writes_problems_that_load_again_and_rows_to_train_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], shared_data: Path
 ) -> None:
     own = tmp_path / "own.jsonl"
-    write_jsonl(own, [{"question": "1+1?", "answer": "2"}, {"question": "?"}])
+    write_jsonl(own, [{"question": "1+1?", "answer": "2"}, {"question": " "}])
     output = tmp_path / "data"
     arguments = [
         "--mixture",
@@ -41,10 +41,10 @@ def test_the_stage_writes_problems_that_load_again_and_rows_to_train_on(
     for row, problem in zip(read_jsonl(output / "train.jsonl"), [p for p in again if p.solution], strict=True):
         assert (row["problem_id"], row["answer"]) == (problem.id, problem.answer)
         assert row["completion"][0]["content"] == f"{problem.solution}\n#### {problem.answer}"
-    assert load_rows(output)["answer"] == [problem.answer for problem in again if problem.solution]
+    assert [row["answer"] for row in load_rows(output)] == [problem.answer for problem in again if problem.solution]
     (rejected,) = read_jsonl(output / "rejected.jsonl")
-    assert "no column 'answer'" in rejected["reason"]
-    assert rejected["row"] == {"question": "?"}
+    assert rejected["reason"] == "the question is empty"
+    assert rejected["row"] == {"question": " "}
     manifest = read_manifest(output)
     assert (manifest.counts["gsm8k"], manifest.counts["bad_row"], manifest.counts["rows"]) == (5, 1, 5)
     data.main(arguments)

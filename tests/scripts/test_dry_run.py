@@ -125,7 +125,7 @@ def test_many_rows_are_judged_by_a_sample(
     assert "judged by 4 rows, each for 2.0" in text
     assert "about 8 rows" in text
     assert "4 steps of 2 rows" in text
-    assert "judged" not in dry_run(sft, limit=3, **options)
+    assert "judged by" not in dry_run(sft, limit=3, **options)
 
 
 PROBLEMS = [{"id": f"p{n}", "question": f"{n}+{n}?", "answer": str(2 * n), "source": "mine"} for n in range(4)]

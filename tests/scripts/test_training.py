@@ -18,7 +18,7 @@ from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.scripts import sft
 from trl_reasoning_distill.scripts.arguments import AccuracyArguments
 from trl_reasoning_distill.scripts.stage import parse_stage
-from trl_reasoning_distill.scripts.training import shape_of
+from trl_reasoning_distill.scripts.training import TrainingDataArguments
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
 
 IDS = torch.arange(3, 30)[None]
@@ -156,25 +156,11 @@ def test_a_quick_test_takes_some_rows(run: Callable[..., Path]) -> None:
     assert read_json(out / "manifest.json")["counts"]["rows"] == 3
 
 
-@pytest.mark.parametrize(
-    ("row", "wanted", "shape"),
-    [
-        ({"prompt": "q", "completion": "a"}, "auto", None),
-        ({"text": "x"}, "auto", None),
-        ({"input_ids": [1]}, "auto", None),
-        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "auto", None),
-        ({"question": "q", "answer": "x #### 1"}, "auto", "gsm8k"),
-        ({"question": "q", "answer": "1"}, "none", None),
-        ({"conversations": []}, "sharegpt", "sharegpt"),
-    ],
-)
-def test_what_trl_takes_is_left_to_it(row: dict[str, Any], wanted: str, shape: str | None) -> None:
-    assert shape_of(row, wanted) == shape
-
-
 def test_unknown_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match="Unknown data_shape 'alpaca'; there are auto, none, openthoughts"):
-        shape_of({"text": "x"}, "alpaca")
+    with pytest.raises(
+        ValueError, match="Unknown data_shape 'parrot'; there are auto, none, prompt_completion, messages"
+    ):
+        TrainingDataArguments(data_shape="parrot")
 
 
 def test_problems_come_from_a_source_or_from_rows_with_answers() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.trainer import tiny
+from trl_reasoning_distill.data.row_check import advise
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
-from trl_reasoning_distill.trainer.preparation import advise
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 
 KEPT = ["Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "HuggingFaceTB-SmolLM3-3B"]

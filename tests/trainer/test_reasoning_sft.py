@@ -318,26 +318,30 @@ def test_kl_holds_the_model_near_its_reference(fit: Callable[..., Any]) -> None:
     assert held < 0.6 * free
 
 
-def test_messages_and_plain_text_are_taken(fit: Callable[..., Any]) -> None:
+def test_plain_text_is_trained_as_trl_does_and_conversations_as_their_last_reply(fit: Callable[..., Any]) -> None:
     rows = tiny.make_rows(4)
+    pairs = [
+        {"prompt": [{"role": "user", "content": "1+1?"}], "completion": [{"role": "assistant", "content": "2"}]}
+    ] * 4
+    messages = [{"messages": row["prompt"] + row["completion"]} for row in rows]
     shapes = [
-        [{"messages": row["prompt"] + row["completion"]} for row in rows],
-        [{"prompt": "1+1?", "completion": "<think>\nx\n</think>\n\n2"}] * 4,
-        [{"text": "just text"}] * 4,
-        [{"conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]}] * 4,
+        (messages, rows),
+        ([{"prompt": "1+1?", "completion": "<think>\nx\n</think>\n\n2"}] * 4, None),
+        ([{"text": "just text"}] * 4, None),
+        ([{"conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]}] * 4, pairs),
     ]
-    for shape in shapes:
-        dataset = Dataset.from_list(shape)
-        stock = fit(SFTTrainer, SFTConfig, dataset=dataset, max_steps=1)
-        ours = fit(ReasoningSFTTrainer, ReasoningSFTConfig, dataset=dataset, max_steps=1)
+    for shape, same in shapes:
+        stock = fit(SFTTrainer, SFTConfig, dataset=Dataset.from_list(same or shape), max_steps=1)
+        ours = fit(ReasoningSFTTrainer, ReasoningSFTConfig, dataset=Dataset.from_list(shape), max_steps=1)
         assert logged(ours, "loss") == pytest.approx(logged(stock, "loss"), rel=1e-6)
+    whole = {"dataset": Dataset.from_list(messages), "max_steps": 1, "completion_only_loss": False}
+    ours = fit(ReasoningSFTTrainer, ReasoningSFTConfig, **whole)
+    assert logged(ours, "loss") == pytest.approx(logged(fit(SFTTrainer, SFTConfig, **whole), "loss"), rel=1e-6)
 
 
 def test_what_cannot_be_honoured_is_refused(fit: Callable[..., Any], tmp_path: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"IterableDataset.*streaming=False"):
         fit(ReasoningSFTTrainer, ReasoningSFTConfig, dataset=tiny.make_dataset().to_iterable_dataset())
-    with pytest.raises(ValueError, match="needs a ReasoningSFTConfig as `args`, found SFTConfig"):
-        fit(ReasoningSFTTrainer, SFTConfig)
     with pytest.raises(ValueError, match=r"compute_loss_func.*never builds"):
         ReasoningSFTTrainer(
             tiny.make_model(), ReasoningSFTConfig(str(tmp_path), bf16=False, use_cpu=True), train_dataset=tiny.make_dataset(),

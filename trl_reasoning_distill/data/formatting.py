@@ -29,6 +29,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+ANSWER_MARK = "####"
+"""What GSM8K writes before an answer."""
+
+_CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+_BARE_BOX = re.compile(
+    r"\\(?:boxed|fbox)(?:\s+(?=[-\w\\])|(?=[\\\d]))(-?\d+(?:[.,/]\d+)*|\\[a-zA-Z]+(?:\{[^{}]*\}|\d)*|[a-zA-Z](?!\w))"
+)
+_BETWEEN_BOXES = re.compile(r"(?:[\s$.,;:&(){}\\]|and|or|q?quad|text|[a-zA-Z]\s?=){0,40}")
 _BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
@@ -236,12 +244,70 @@ def last_boxed(text: str) -> tuple[int, int, int] | None:
     return last[0] if last else None
 
 
+def answer_boxed(text: str, *, strict: bool = False) -> str | None:
+    r"""The answer that a solution boxes; several boxes in a row (`$\boxed{1}$ and $\boxed{2}$`) are one answer of several values, `1, 2`.
+
+    Read are `\boxed{…}` and `\fbox{…}`, and TeX's form without braces: `\boxed 2`, `\boxed\frac12`.
+
+    Args:
+        text: The solution.
+        strict: Refuse a solution that boxes other things elsewhere; otherwise the last boxes count.
+
+    Raises:
+        ValueError: If `strict` and it cannot be known which of the boxes is the answer.
+    """
+    boxes = _outermost_boxes(text)
+    if not boxes:
+        return None
+    values = [text[start:end].strip() for _, start, end, _ in boxes]
+    first, answers = len(boxes) - 1, [values[-1]]
+    while first and (between := _BETWEEN_BOXES.fullmatch(text, boxes[first - 1][3], boxes[first][0])):
+        first -= 1
+        if "or" not in between.group():  # "or" leads to the same answer in another form
+            answers.insert(0, values[first])
+    answers = [value for value in dict.fromkeys(answers) if value]
+    others = [value for value in dict.fromkeys(values[:first]) if value and value not in answers]
+    if strict and others:
+        raise ValueError(f"the solution boxes several answers: {'; '.join([*others, *answers])}")
+    return ", ".join(answers) or None
+
+
+def _outermost_boxes(text: str) -> list[tuple[int, int, int, int]]:
+    """Where each outermost box starts, where its content starts and ends, and where the box ends; in order."""
+    found: list[tuple[int, int, int, int]] = []
+    for start, content, end in iter_boxed(text):
+        while found and found[-1][0] > start:  # stood inside this one
+            found.pop()
+        found.append((start, content, end, end + 1))
+    found.extend((match.start(), *match.span(1), match.end()) for match in _BARE_BOX.finditer(text))
+    found.sort()
+    return [box for before, box in zip([(0, 0, 0, 0), *found], found, strict=False) if box[0] >= before[3]]
+
+
+def split_marked_answer(text: str) -> tuple[str, str]:
+    """A solution in GSM8K's form as its steps and the answer after its last `####`, without thousands separators or calculator marks.
+
+    Raises:
+        ValueError: If nothing is marked: the whole text is never taken for the answer.
+    """
+    solution, mark, answer = text.rpartition(ANSWER_MARK)
+    answer = answer.strip().replace(",", "")
+    if not (mark and answer):
+        raise ValueError(f"the answer has no {ANSWER_MARK} line")
+    return remove_calculator_marks(solution).strip(), answer
+
+
+def remove_calculator_marks(text: str) -> str:
+    """GSM8K's text without its calculator marks: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
+    return _CALCULATOR_MARK.sub("", text)
+
+
 PRESETS: Mapping[str, ReasoningFormat] = {
     "think": ReasoningFormat("think", open_tag="<think>", close_tag="</think>"),
     "gsm8k": ReasoningFormat(
         "gsm8k",
         gap="\n",
-        answer_prefix="#### ",
+        answer_prefix=f"{ANSWER_MARK} ",
         system_prompt="Solve the problem step by step. Then write a last line with #### and the final answer, a number without its unit.",
     ),
     "boxed": ReasoningFormat(

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from trl_reasoning_distill.data.conversion import Demonstration, training_row
 from trl_reasoning_distill.data.decontamination import Decontaminator, Deduplicator, read_evaluation_sets
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Problem
+from trl_reasoning_distill.data.shapes import Demonstration, training_row
 from trl_reasoning_distill.data.sources import (
     SOURCES,
     Cause,

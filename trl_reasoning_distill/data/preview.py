@@ -216,12 +216,14 @@ def problem_item(problem: Problem) -> Item:
 
 
 def row_item(row: Mapping[str, Any]) -> Item:
-    """An `Item` of a training row with `prompt` and `completion`.
+    """An `Item` of a training row with `prompt` and `completion`, or of plain text, which is all reply.
 
     Raises:
         ValueError: If it has neither as messages nor as text.
     """
     prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(row.get("text"), str):
+        prompt, completion = "", row["text"]
     if isinstance(prompt, str) and isinstance(completion, str):
         prompt, completion = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}]
     if not isinstance(prompt, list) or not isinstance(completion, list):

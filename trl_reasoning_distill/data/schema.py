@@ -201,12 +201,14 @@ class VerifiedTrace(Trace):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRow(Record):
-    """What a student learns from: one row of `train.jsonl`. Either messages, or tokens that were made elsewhere.
+    """What a student learns from: one row of `train.jsonl`. Messages, plain text, or tokens that were made elsewhere.
 
     Attributes:
-        prompt: The conversation up to the turn that is learnt, `{"role": …, "content": …}` each.
-        completion: The turn or turns that are learnt.
+        prompt: The conversation up to the turn that is learnt, `{"role": …, "content": …}` each; or text.
+        completion: The turn or turns that are learnt; or text.
         answer: The gold answer, where there is one; nothing is trained on it.
+        messages: A whole conversation of which every reply is learnt, instead of prompt and completion.
+        text: Plain text of which everything is learnt, likewise.
         tools: JSON schemas of the tools that the chat template is to show.
         chat_template_kwargs: Variables for the chat template, of this row.
         loss_weight: A weight per token of `input_ids`.
@@ -218,9 +220,11 @@ class TrainingRow(Record):
         pass_rate: Share of the problem's traces that are right, likewise; the lower, the harder.
     """
 
-    prompt: list[Message] = dataclasses.field(default_factory=list)
-    completion: list[Message] = dataclasses.field(default_factory=list)
+    prompt: list[Message] | str = dataclasses.field(default_factory=list)
+    completion: list[Message] | str = dataclasses.field(default_factory=list)
     answer: str | None = None
+    messages: list[Message] | None = None
+    text: str | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     loss_weight: list[float] | None = None
@@ -232,12 +236,11 @@ class TrainingRow(Record):
     pass_rate: float | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """The row as a flat dictionary: messages and answer, and what else it has."""
-        return {
-            name: value
-            for name, value in super().to_row().items()
-            if value is not None or name in ("prompt", "completion", "answer")
-        }
+        """The row as a flat dictionary: what it has, and where it is a prompt with its completion, the answer also if there is none."""
+        row = {name: value for name, value in super().to_row().items() if value is not None}
+        if self.messages is not None or self.text is not None or self.input_ids is not None:
+            return {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+        return row | {"answer": self.answer}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from trl_reasoning_distill.data.chat import encode_chat
@@ -66,6 +67,7 @@ def tokenize_example(
                 **options,
             )
         else:
+            prompt = without_bos(tokenizer, prompt)
             prompt_ids = tokenizer(text=prompt)["input_ids"]
             encoded = tokenizer(text=prompt + _with_eos(tokenizer, completion))
         # Where the prompt's own tokens are not a prefix of the whole, because the template renders it otherwise or tokens merge
@@ -76,7 +78,7 @@ def tokenize_example(
             tokenizer, example[shape], targets_from=0, return_assistant_tokens_mask=assistant_only, **options
         )
     else:
-        encoded = tokenizer(text=_with_eos(tokenizer, example[shape]))
+        encoded = tokenizer(text=_with_eos(tokenizer, without_bos(tokenizer, example[shape])))
 
     input_ids = list(encoded["input_ids"])
     assistant_mask = encoded["assistant_masks"] if assistant_only else [1] * len(input_ids)
@@ -112,8 +114,8 @@ def completion_start(labels: Sequence[int]) -> int:
 
 def row_hash(input_ids: Sequence[int], labels: Sequence[int]) -> str:
     """Hash of a row's ids and of which positions are supervised: 32 hexadecimal digits, the same on every machine."""
-    supervised = bytes(is_supervised(label) for label in labels)
-    ids = b"".join(int(token).to_bytes(4, "little") for token in input_ids)
+    supervised = is_supervised(np.asarray(labels, np.int64)).astype(np.uint8).tobytes()
+    ids = np.asarray(input_ids, "<u4").tobytes()
     return xxhash.xxh3_128_hexdigest(len(input_ids).to_bytes(8, "little") + ids + supervised)
 
 
@@ -166,6 +168,13 @@ def template_options(example: Mapping[str, Any]) -> dict[str, Any]:
             "and unlike the store's fingerprint. Take it out of the row; set chat_template_path for all rows."
         )
     return {**({"tools": tools} if tools else {}), **variables}
+
+
+def without_bos(tokenizer: Any, text: str) -> str:
+    """A text that was rendered before, without the beginning-of-sequence token that this tokenizer adds itself."""
+    bos = tokenizer.bos_token
+    adds = bos and text.startswith(bos) and tokenizer(text=bos)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
+    return text[len(bos) :] if adds else text
 
 
 def _with_eos(tokenizer: Any, text: str) -> str:

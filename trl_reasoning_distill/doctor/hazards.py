@@ -13,6 +13,7 @@ from trl_reasoning_distill.data.chat import render_prompt
 from trl_reasoning_distill.data.decontamination import NGRAM, Decontaminator
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.manifest import read_manifest
+from trl_reasoning_distill.data.row_check import RowCheck
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME as SYNTHETIC
@@ -144,13 +145,10 @@ def _judge_template(tokenizer: Any, form: ReasoningFormat, options: dict[str, An
     row = {"prompt": question, "completion": completion}
     tokens = tokenize_example(tokenizer, row, chat_template_kwargs=options)
     supervised = [token for token, label in zip(tokens.input_ids, tokens.labels, strict=True) if is_supervised(label)]
-    before = tokenizer.decode(tokens.input_ids[: len(tokens.input_ids) - len(supervised)])
-    text = tokenizer.decode(supervised)
-    if form.open_tag and not form.parse(text, opened=form.is_opened_by(before)).well_formed:
-        return (
-            "red",
-            f"the chat template drops or doubles {form.open_tag}: the student would be trained on {text[:80]!r}. Give another chat_template_path.",
-        )
+    if damage := RowCheck(tokenizer, form)(row, tokens).damage:
+        loses = damage.startswith(("drops", "doubles"))
+        what = f"drops or doubles {form.open_tag or 'the reasoning'}" if loses else "changes what is trained"
+        return "red", f"the chat template {what}: it {damage}. Give another chat_template_path."
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in supervised:
         return (
             "yellow",

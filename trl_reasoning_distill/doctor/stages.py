@@ -8,12 +8,13 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from trl_reasoning_distill import hub
-from trl_reasoning_distill.data.files import read_jsonl
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import Reading, normalize_rows, rows_file
+from trl_reasoning_distill.data.row_files import read_rows
 from trl_reasoning_distill.pipeline import RecipeStage, checked_command, unfinished_inputs
 from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.scripts import STAGES, source
@@ -150,14 +151,21 @@ class ExaminedStage:
     @cached_property
     def sample(self) -> list[dict[str, Any]]:
         """The first rows that it trains on, if they are on this disk."""
-        path = Path(self.get("dataset_path") or "")
-        file = path / "train.jsonl" if path.is_dir() else path
-        return list(islice(read_jsonl(file), SAMPLE_ROWS)) if file.is_file() else []
+        path = self.get("dataset_path")
+        if not path or not rows_file(path).is_file():
+            return []
+        reading = Reading(
+            ReasoningFormat.preset(self.get("reasoning_format")), self.get("data_shape"), needs_reply=False
+        )
+        try:
+            return normalize_rows(read_rows(rows_file(path), SAMPLE_ROWS), reading).rows
+        except ValueError:  # the stage itself refuses the file, and its plan has said why
+            return []
 
     @property
     def prompts(self) -> list[str]:
         """The questions of these rows, as text."""
-        prompts = (row.get("prompt") or (row.get("messages") or [])[:-1] for row in self.sample)
+        prompts = (row.get("prompt") for row in self.sample)
         return [each if isinstance(each, str) else str(each[-1]["content"]) for each in prompts if each]
 
 

@@ -19,10 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trl_reasoning_distill.data import normalization
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.row_files import is_row_file, without_nulls
 from trl_reasoning_distill.options import Count, JsonMapping, Positive, option
 from trl_reasoning_distill.scripts.arguments import ReaderArguments
 from trl_reasoning_distill.scripts.planning import DRY_RUN_ROWS, EXAMPLES, Plan, record_bytes
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import (
+    Outcome,
+    Stage,
+    StageArguments,
+    is_main_process,
+    parser_of,
+    settings_of,
+    stage_main,
+)
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
 
 if TYPE_CHECKING:
@@ -63,6 +74,11 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
     chat_template_kwargs: JsonMapping | None = option(
         None, 'Variables for the chat template, such as {"enable_thinking": true}.'
     )
+    data_shape: str = option("auto", "Shape of the rows, as of the training; auto looks at all of them.")
+    reasoning_format: str = option("think", "Format that the completions are written in; set it as for training.")
+    malformed_thoughts: Literal["drop", "train"] = option(
+        "drop", "Rows whose thought is not well formed: drop or train; set it as for training."
+    )
     unit_rows: Count = option(512, "Rows per unit of work: at most this much is done again after a kill.")
 
     def __post_init__(self) -> None:
@@ -86,6 +102,8 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
             unit_rows=self.unit_rows,
             assistant_only=self.assistant_only_loss,
             chat_template_kwargs=self.chat_template_kwargs,  # type: ignore[arg-type]  # JSON was read by `check_options`
+            reasoning_format=self.reasoning_format,
+            malformed_thoughts=self.malformed_thoughts,
         )
 
 
@@ -117,7 +135,7 @@ class Capture(Stage):
         from trl_reasoning_distill.data.examples import describe_examples
         from trl_reasoning_distill.data.tokenization import IGNORE_INDEX
         from trl_reasoning_distill.hub import context_length, find_config
-        from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long
+        from trl_reasoning_distill.teacher.capture import anchor_row, is_too_long, row_check
 
         rows, config, reader = self.rows, self.config, self.reader
         limit = None
@@ -127,8 +145,11 @@ class Capture(Stage):
                 find_config(self.options.teacher, revision=reader.model_revision, trust_remote_code=trust)
             )
         sample = rows[:: math.ceil(len(rows) / DRY_RUN_ROWS)]
-        anchored = [one for one in (anchor_row(self.tokenizer, row, config) for row in sample) if one is not None]
-        kept = [one for one in anchored if not is_too_long(one, config, limit)]
+        check = row_check(self.tokenizer, config)
+        read = (anchor_row(self.tokenizer, row, config, check) for row in sample)
+        anchored = [one for one in read if one is not None]
+        well_formed = [one for one in anchored if one.malformed is None]
+        kept = [one for one in well_formed if not is_too_long(one, config, limit)]
         scale = len(rows) / len(sample)
         tokens = scale * sum(len(one.teacher_ids) for one in kept)
         records = scale * sum(len(one.positions) for one in kept)
@@ -136,7 +157,8 @@ class Capture(Stage):
         about = "about " if scale > 1 else ""
         line = (
             f"capture: {self.options.teacher} would read {about}{scale * len(kept):,.0f} of {len(rows):,} rows, {tokens:,.0f} tokens, and leave "
-            f"{records:,.0f} records, about {size / 1e6:,.1f} MB; left out: {scale * (len(anchored) - len(kept)):,.0f} too long, "
+            f"{records:,.0f} records, about {size / 1e6:,.1f} MB; left out: {scale * (len(well_formed) - len(kept)):,.0f} too long, "
+            f"{scale * (len(anchored) - len(well_formed)):,.0f} with a malformed thought, "
             f"{scale * (len(sample) - len(anchored)):,.0f} with other tokens behind the teacher's prompt"
         )
         examples = []
@@ -168,52 +190,39 @@ class Capture(Stage):
         store = result.store
         size = sum(entry["bytes"] for entry in store.manifest["shards"])
         counts = {"positions": len(store), "rows": store.rows, "bytes": size}
-        counts |= {"too_long": result.too_long, "not_anchored": result.not_anchored}
+        counts |= {"too_long": result.too_long, "not_anchored": result.not_anchored, "malformed": result.malformed}
         return counts, (
             f"{len(store):,} positions of {store.rows:,} rows · Top-{store.top_k} at T = "
             f"{', '.join(f'{t:g}' for t in store.temperatures)} · {size / len(store):.1f} bytes per position"
             + (f" · {result.too_long} rows too long" if result.too_long else "")
             + (f" · {result.not_anchored} rows not anchored" if result.not_anchored else "")
+            + (f" · {result.malformed} rows with a malformed thought" if result.malformed else "")
         )
 
 
 def load_rows(options: Any) -> list[dict[str, Any]]:
-    """The rows of `options.dataset`: a stage's folder, a `.jsonl` file, or a hub dataset.
+    """The rows of `options.dataset`, ready to read: a stage's folder, a file of rows, or a hub dataset.
 
     Raises:
-        ValueError: If there is no such dataset, or it is empty.
+        ValueError: If there is no such dataset, or nothing can be learnt from any of its rows.
     """
-    from itertools import islice
-
-    from trl_reasoning_distill.data.files import read_jsonl
-
     path = Path(options.dataset)
-    file = path / "train.jsonl" if path.is_dir() else path
-    if file.is_file():
-        rows = list(islice(read_jsonl(file), options.limit))
-    elif path.exists() or file.suffix == ".jsonl":
-        raise ValueError(
-            f"No rows at {file}. Give the folder of a verify or select stage, a .jsonl file, or a hub dataset."
-        )
+    if path.exists() or is_row_file(path):
+        try:
+            rows: Any = normalization.load_rows(path)[: options.limit]
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from None
     else:
-        rows = _load_hub_rows(options)
-    if not rows:
-        raise ValueError(f"{options.dataset} holds no row to capture.")
-    return rows
-
-
-def _load_hub_rows(options: Any) -> list[dict[str, Any]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        dataset = load_dataset(options.dataset, split=options.dataset_split)
-    except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{options.dataset} is neither on this disk nor on the hub ({reason}).") from None
-    if options.limit is not None:
-        dataset = dataset.select(range(min(options.limit, len(dataset))))
-    return [dict(row) for row in dataset]
+        dataset = normalization.load_hub_rows(options.dataset, options.dataset_split)
+        rows = [without_nulls(row) for row in dataset.select(range(min(options.limit or len(dataset), len(dataset))))]
+    form = ReasoningFormat.preset(options.reasoning_format)
+    reading = normalization.Reading(form, options.data_shape, every_reply=options.assistant_only_loss)
+    read = normalization.normalize_rows(rows, reading)
+    if not read.rows:
+        raise ValueError(f"{options.dataset} holds no row to capture ({read}).")
+    if read.rejected and is_main_process():
+        print(f"capture: {options.dataset}: {read}", flush=True)
+    return [{**row, normalization.ROW_NUMBER: number} for row, number in zip(read.rows, read.numbers, strict=True)]
 
 
 main = stage_main(Capture, make_parser)

@@ -174,11 +174,12 @@ def _items(mixture: Mixture, rows: list[dict[str, Any]]) -> list[Item]:
 
 
 def _dataset_items(dataset: str) -> list[Item]:
-    """Training rows of a file or a stage's folder; its problems, if it has no training rows."""
-    from trl_reasoning_distill.data.files import read_jsonl
+    """Training rows of a file or a stage's folder, of whatever shape; its problems, if it has no training rows."""
+    from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.data.normalization import Reading, normalize_rows
     from trl_reasoning_distill.data.preview import problem_item, row_item
-    from trl_reasoning_distill.data.schema import Problem
-    from trl_reasoning_distill.data.sources import PROBLEMS_NAME
+    from trl_reasoning_distill.data.row_files import read_rows
+    from trl_reasoning_distill.data.sources import PROBLEMS_NAME, read_source
 
     path = Path(dataset)
     if path.is_dir():
@@ -186,10 +187,12 @@ def _dataset_items(dataset: str) -> list[Item]:
         if not found:
             raise FileNotFoundError(f"{path} holds neither train.jsonl nor {PROBLEMS_NAME}.")
         path = found[0]
-    rows = list(read_jsonl(path))
-    if rows and "completion" in rows[0]:
-        return [row_item(row) for row in rows]
-    return [problem_item(Problem.from_row(row, f"{path}, row {number}")) for number, row in enumerate(rows, start=1)]
+    if path.name != PROBLEMS_NAME:
+        read = normalize_rows(read_rows(path), Reading(ReasoningFormat.preset("think")))
+        if read.rows:
+            print(f"{path}: {read}\n")
+            return [row_item(row) for row in read.rows]
+    return [problem_item(problem) for problem in read_source(str(path)).problems]
 
 
 def preview_text(items: list[Item], options: DataArguments) -> str:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
-    from datasets import Dataset
     from trl import TrlParser
 
+    from trl_reasoning_distill.data.normalization import Rows
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 
@@ -57,7 +57,7 @@ class Distill(TrainingStage):
 
         return TopKStore.open(self.config.teacher_logits)  # type: ignore[attr-defined]
 
-    def load_rows(self) -> Dataset:
+    def load_rows(self) -> Rows:
         """Those of the dataset, or of the whole store."""
         rows = self.data.load()
         return self.store.dataset() if rows is None else rows

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from trl_reasoning_distill.data.normalization import Rows
     from trl_reasoning_distill.teacher.sampling import EngineArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
@@ -52,12 +53,13 @@ def record_bytes(top_k: int, encoding: str = "compact") -> float:
     return (1.8 if encoding == "compact" else 6.5) * top_k
 
 
-def sample_rows(rows: Dataset, wanted: int | None) -> tuple[Dataset, float]:
+def sample_rows(rows: Rows, wanted: int | None) -> tuple[Rows, float]:
     """As many rows as a dry run takes the time for, spread evenly, and how many of the `wanted` ones (`None`: all) each stands for."""
     wanted = min(len(rows), wanted or len(rows))
     if wanted <= DRY_RUN_ROWS:
         return rows, 1.0
-    sampled = rows.select(range(0, len(rows), math.ceil(len(rows) / DRY_RUN_ROWS)))
+    step = math.ceil(len(rows) / DRY_RUN_ROWS)
+    sampled = rows[::step] if isinstance(rows, list) else rows.select(range(0, len(rows), step))
     return sampled, wanted / len(sampled)
 
 
@@ -114,7 +116,11 @@ def plan_training(
         tokens=round(tokens * passes),
         steps=steps,
         looked_at=len(train_rows),
-        left_out={"longer than max_length": report.overlong, "without a supervised token": report.unsupervised},
+        left_out={
+            "longer than max_length": report.overlong,
+            "without a supervised token": report.unsupervised,
+            "with a malformed thought": len(report.malformed),
+        },
     )
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from trl_reasoning_distill.data.conversion import SHAPES, convert_rows, detect_shape
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import (
+    SHAPES,
+    Reading,
+    Rows,
+    check_shape,
+    load_hub_rows,
+    load_rows,
+    normalize,
+    number_rows,
+    rows_file,
+)
 from trl_reasoning_distill.options import Bounds, Count, option
 from trl_reasoning_distill.processes import InterruptedBySignal
 from trl_reasoning_distill.scripts.command import is_main_process
@@ -23,7 +34,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from datasets import Dataset
 
-    from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.scripts.arguments import AccuracyArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
@@ -39,14 +49,15 @@ class TrainingDataArguments(TrainingStageArguments):
     """Where the rows of a training come from."""
 
     dataset_path: str | None = option(
-        None, "JSONL file of training rows, or the folder of the stage that wrote train.jsonl."
+        None,
+        "File of rows (JSON Lines, JSON, CSV or Parquet, also compressed), or the folder of the stage that wrote train.jsonl.",
     )
     dataset_name: str | None = option(None, "Dataset on the hub, instead of dataset_path.")
     dataset_config: str | None = option(None, "Configuration of the hub dataset.")
     dataset_split: str = option("train", "Split of the hub dataset.")
     data_shape: str = option(
         "auto",
-        "Shape of the rows: openthoughts, openr1_math, numinamath_qwq, gsm8k, question_answer, sharegpt; none for TRL's own; auto looks.",
+        f"Shape of the rows: {', '.join(SHAPES)}; auto looks at all of them; none takes only what needs no converting.",
     )
     generations_per_row: Count = option(
         1, "Correct generations taken of each row, where it holds several (openr1_math)."
@@ -61,6 +72,7 @@ class TrainingDataArguments(TrainingStageArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_shape(self.data_shape)
         if self.dataset_path and self.dataset_name:
             raise ValueError(
                 f"Both dataset_path ({self.dataset_path}) and dataset_name ({self.dataset_name}) are given; give one."
@@ -68,27 +80,22 @@ class TrainingDataArguments(TrainingStageArguments):
         if self.eval_share and self.eval_path:
             raise ValueError("Both eval_share and eval_path are given; give one.")
 
-    def load(self) -> Dataset | None:
-        """The rows as they are stored, before any are held out; `None` if neither a path nor a name is given."""
-        from datasets import load_dataset
-
+    def load(self) -> Rows | None:
+        """The rows as they are published, before any are held out; `None` if neither a path nor a name is given."""
         if self.dataset_name:
-            return load_dataset(self.dataset_name, self.dataset_config, split=self.dataset_split)
-        return load_rows(self.dataset_path) if self.dataset_path else None
+            return number_rows(load_hub_rows(self.dataset_name, self.dataset_split, self.dataset_config))
+        return number_rows(load_rows(self.dataset_path)) if self.dataset_path else None
 
-    def shape(self, rows: Dataset, form: ReasoningFormat, seed: int) -> Dataset:
-        """At most `limit` of the rows, as prompts and completions; says what was left out of another shape."""
+    def normalize(self, rows: Rows, reading: Reading, seed: int, name: str) -> Dataset:
+        """At most `limit` of the rows, as rows to train on; prints what was read and what was left out."""
         if self.limit is not None and self.limit < len(rows):
-            rows = rows.shuffle(seed=seed).select(range(self.limit))
-        shape = shape_of(rows[0], self.data_shape)
-        if shape is None:
-            return rows
-        rows, line = shape_dataset(rows, shape, form, self.generations_per_row)
+            rows = _drawn(rows, self.limit, seed)
+        dataset, line = normalize(rows, reading, name)
         if is_main_process():
             print(line, flush=True)
-        return rows
+        return dataset
 
-    def load_required(self) -> Dataset:
+    def load_required(self) -> Rows:
         """The rows, of a training that has no other source of them.
 
         Raises:
@@ -97,46 +104,38 @@ class TrainingDataArguments(TrainingStageArguments):
         rows = self.load()
         if rows is None:
             raise ValueError(
-                "There is nothing to train on: give dataset_path (a JSONL file or a stage's folder) or dataset_name."
+                "There is nothing to train on: give dataset_path (a file of rows or a stage's folder) or dataset_name."
             )
         return rows
 
-    def split(self, rows: Dataset, form: ReasoningFormat, seed: int) -> tuple[Dataset, Dataset | None]:
+    def split(self, rows: Rows, config: ReasoningSFTConfig, seed: int) -> tuple[Dataset, Dataset | None]:
         """The rows to train on and those for evaluation, if any."""
-        rows = self.shape(rows, form, seed)
+        reading = Reading(
+            ReasoningFormat.preset(config.reasoning_format),
+            self.data_shape,
+            generations=self.generations_per_row,
+            every_reply=config.assistant_only_loss,
+            needs_reply=getattr(config, "needs_reply", True),
+            text_field=config.dataset_text_field,
+        )
+        train = self.normalize(rows, reading, seed, self.dataset_path or self.dataset_name or "the store")
         if self.eval_path:
-            return rows, self.shape(load_rows(self.eval_path), form, seed)
+            reading = dataclasses.replace(reading, needs_reply=True)
+            return train, self.normalize(load_rows(self.eval_path), reading, seed, self.eval_path)
         if not self.eval_share:
-            return rows, None
-        parts = rows.train_test_split(test_size=self.eval_share, seed=seed)
+            return train, None
+        parts = train.train_test_split(test_size=self.eval_share, seed=seed)
         return parts["train"], parts["test"]
 
 
-def rows_file(path: str | os.PathLike[str]) -> Path:
-    """A JSONL file, or `train.jsonl` where `path` is a stage's folder."""
-    return Path(path) / "train.jsonl" if Path(path).is_dir() else Path(path)
-
-
-def load_rows(path: str | os.PathLike[str]) -> Dataset:
-    """The rows of a JSONL file, or of `train.jsonl` in a stage's folder.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no row.
-    """
+def _drawn(rows: Rows, count: int, seed: int) -> Rows:
+    """So many of the rows, drawn at random; the same ones of a file and of a dataset."""
     from datasets import Dataset
 
-    from trl_reasoning_distill.data.files import read_jsonl
-
-    file = rows_file(path)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"No training rows at {file}. Give a JSONL file, or the folder of the verify or select stage."
-        )
-    rows = Dataset.from_list(list(read_jsonl(file)))
-    if not len(rows):
-        raise ValueError(f"{file} holds no row: there is nothing to train on.")
-    return rows
+    if not isinstance(rows, list):
+        return rows.shuffle(seed=seed).select(range(count))
+    order = Dataset.from_dict({"index": range(len(rows))}).shuffle(seed=seed).select(range(count))
+    return [rows[index] for index in order["index"]]
 
 
 def check_evaluation(data: TrainingDataArguments, config: ReasoningSFTConfig, accuracy: AccuracyArguments) -> None:
@@ -167,8 +166,6 @@ class TrainingStage(Stage):
         accuracy: AccuracyArguments,
         state: PartialState,
     ) -> None:
-        from trl_reasoning_distill.data.formatting import ReasoningFormat
-
         self.options, self.data, self.config, self.model, self.accuracy, self.state = (
             data,
             data,
@@ -189,7 +186,7 @@ class TrainingStage(Stage):
             rows, self.scale = sample_rows(rows, data.limit)
         self.sample = len(rows)
         seed = config.data_seed if config.data_seed is not None else config.seed
-        self.train_rows, self.eval_rows = data.split(rows, ReasoningFormat.preset(config.reasoning_format), seed)
+        self.train_rows, self.eval_rows = data.split(rows, config, seed)
         paths = {name: rows_file(path) for name in ("dataset_path", "eval_path") if (path := getattr(data, name))}
         self.inputs = {"model_name_or_path": model.model_name_or_path, **self.further_inputs(), **paths}
         self.inputs |= {"dataset_name": data.dataset_name} if data.dataset_name else {}
@@ -199,7 +196,7 @@ class TrainingStage(Stage):
         """The trainer."""
         raise NotImplementedError
 
-    def load_rows(self) -> Dataset:
+    def load_rows(self) -> Rows:
         """All rows, before any are held out."""
         return self.data.load_required()
 
@@ -356,64 +353,3 @@ def summarize(trainer: ReasoningSFTTrainer) -> tuple[dict[str, int | float], str
             counts[name] = values[-1]
             line.append(f"{name} {values[0]:.4f} → {values[-1]:.4f}" if len(values) > 1 else f"{name} {values[-1]:.4f}")
     return counts, " · ".join(line)
-
-
-_TRL_SHAPES = ({"prompt", "completion"}, {"text"}, {"input_ids"})
-
-
-def shape_of(row: Mapping[str, Any], wanted: str) -> str | None:
-    """The shape to convert a dataset from, or `None` to leave its rows to TRL.
-
-    `"auto"` leaves what TRL takes as it is: prompt and completion, text, tokens, and conversations that are not OpenThoughts'.
-
-    Raises:
-        ValueError: For an unknown shape, or rows of none.
-    """
-    if wanted not in ("auto", "none", *SHAPES):
-        raise ValueError(f"Unknown data_shape {wanted!r}; there are auto, none, {', '.join(SHAPES)}.")
-    if wanted != "auto":
-        return None if wanted == "none" else wanted
-    if any(columns <= row.keys() for columns in _TRL_SHAPES):
-        return None
-    shape = detect_shape(row)
-    return None if shape == "sharegpt" else shape
-
-
-def shape_dataset(rows: Dataset, shape: str, form: ReasoningFormat, per_row: int) -> tuple[Dataset, str]:
-    """Training rows from a dataset of one shape, and one line on what became of it.
-
-    Raises:
-        ValueError: If no row can be learnt from, with the reasons.
-    """
-    from datasets import Features, Value
-
-    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        columns = batch.keys()
-        converted = convert_rows(
-            (dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True)),
-            shape,
-            form,
-            per_row=per_row,
-        )
-        empty: dict[str, Any] = {"prompt": [], "completion": [], "answer": None}
-        made = [{**row, "rejected": None} for row in converted.rows]
-        made += [{**empty, "rejected": reason} for _, reason in converted.rejected]
-        return {name: [row[name] for row in made] for name in ("prompt", "completion", "answer", "rejected")}
-
-    messages = [{"role": Value("string"), "content": Value("string")}]
-    text = Value("string")
-    result = rows.map(
-        convert,
-        batched=True,
-        batch_size=200,
-        remove_columns=rows.column_names,
-        features=Features({"prompt": messages, "completion": messages, "answer": text, "rejected": text}),
-        desc=f"Reading {shape}",
-    )
-    reasons = Counter(reason for reason in result["rejected"] if reason is not None)
-    kept = result.select([index for index, reason in enumerate(result["rejected"]) if reason is None])
-    why = "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(3))
-    line = f"{len(kept):,} rows from {len(rows):,} of shape {shape}, {sum(reasons.values()):,} left out{f': {why}' if why else ''}"
-    if not len(kept):
-        raise ValueError(f"No row can be learnt from ({line}).")
-    return kept.remove_columns("rejected"), line

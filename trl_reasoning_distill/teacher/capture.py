@@ -21,6 +21,9 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
+from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import ROW_NUMBER
+from trl_reasoning_distill.data.row_check import RowCheck, advise
 from trl_reasoning_distill.data.tokenization import supervised_positions, tokenize_example
 from trl_reasoning_distill.teacher.context import TEACHER_PROMPT, anchored
 from trl_reasoning_distill.teacher.scoring import Reader
@@ -45,6 +48,9 @@ class CaptureConfig:
         unit_rows: Rows per unit of work: at most this much is done again after a kill.
         assistant_only: Supervise only what the chat template marks as the assistant's.
         chat_template_kwargs: Variables for the chat template.
+        reasoning_format: Preset of how the completions are written, by which a thought is found.
+        malformed_thoughts: `"drop"` leaves rows out whose thought is not well formed, and counts them; `"train"` captures them. To be set
+            as for training.
     """
 
     top_k: int = 25
@@ -54,8 +60,13 @@ class CaptureConfig:
     unit_rows: int = 512
     assistant_only: bool = False
     chat_template_kwargs: Mapping[str, Any] | None = None
+    reasoning_format: str = "think"
+    malformed_thoughts: str = "drop"
 
     def __post_init__(self) -> None:
+        ReasoningFormat.preset(self.reasoning_format)  # raises with the list of presets
+        if self.malformed_thoughts not in ("drop", "train"):
+            raise ValueError(f"malformed_thoughts={self.malformed_thoughts!r}: choose drop or train.")
         if self.top_k < 1 or self.unit_rows < 1:
             raise ValueError(f"top_k and unit_rows are ≥ 1, found {self.top_k} and {self.unit_rows}.")
         if any(temperature <= 0 for temperature in self.temperatures):
@@ -71,18 +82,20 @@ class CaptureResult:
         store: The store.
         too_long: Rows left out because they have more than `max_length` tokens.
         not_anchored: Rows left out because under the teacher's prompt the completion has other tokens.
+        malformed: Rows left out because their thought is not well formed.
     """
 
     store: TopKStore
     too_long: int
     not_anchored: int
+    malformed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class AnchoredRow:
     """A row as the student reads it, as the teacher reads it, and where in the latter the supervised tokens stand.
 
-    `example` is its text, with the teacher's prompt if that is another one.
+    `example` is its text, with the teacher's prompt if that is another one; `malformed` says what is wrong with its thought.
     """
 
     example: Row
@@ -90,6 +103,7 @@ class AnchoredRow:
     labels: list[int]
     teacher_ids: list[int]
     positions: list[int]
+    malformed: str | None = None
 
 
 def capture(
@@ -152,12 +166,15 @@ def _write_unit(
     fingerprint: Mapping[str, Any],
 ) -> int:
     """Let the teacher read a unit and write it down; returns the tokens read."""
-    left_out = {"too_long": 0, "not_anchored": 0}
+    left_out = dict.fromkeys(_LEFT_OUT, 0)
     kept: list[AnchoredRow] = []
+    check = row_check(tokenizer, config)
     for row in rows:
-        anchored = anchor_row(tokenizer, row, config)
+        anchored = anchor_row(tokenizer, row, config, check)
         if anchored is None:
             left_out["not_anchored"] += 1
+        elif anchored.malformed is not None:
+            left_out["malformed"] += 1
         elif is_too_long(anchored, config, teacher.context_length):
             left_out["too_long"] += 1
         else:
@@ -181,12 +198,12 @@ def _join(parts: Path, units: int, output: Path, config: CaptureConfig, fingerpr
     """Join all units into the store, in the order of the rows."""
     stores = [TopKStore.open(_unit_folder(parts, unit), cache_blocks=2) for unit in range(units)]
     counts = [store.fingerprint["left_out"] for store in stores]
-    left_out = {name: sum(count[name] for count in counts) for name in ("too_long", "not_anchored")}
+    left_out = {name: sum(count[name] for count in counts) for name in _LEFT_OUT}
     if not sum(map(len, stores)):
         raise ValueError(
             f"No supervised token to capture in {sum(store.rows for store in stores) + sum(left_out.values())} rows: "
             f"{left_out['too_long']} are longer than max_length = {config.max_length} or the teacher's context, "
-            f"{left_out['not_anchored']} have other completion tokens under the teacher's prompt."
+            f"{left_out['not_anchored']} have other completion tokens under the teacher's prompt, {left_out['malformed']} a malformed thought."
         )
     with TopKStoreWriter(
         output,
@@ -213,14 +230,34 @@ def _reader_of(stores: Sequence[TopKStore], parts: Path) -> dict[str, Any]:
     return first
 
 
-def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow | None:
-    """Tokenize a row for student and teacher; `None` if the supervised tokens are not the same for both."""
+def row_check(tokenizer: Any, config: CaptureConfig) -> RowCheck:
+    """The check that a training does of the same rows."""
+    form = ReasoningFormat.preset(config.reasoning_format)
+    return RowCheck(tokenizer, form, (config.chat_template_kwargs or {}).get("chat_template"))
+
+
+def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig, check: RowCheck | None = None) -> AnchoredRow | None:
+    """Tokenize a row for student and teacher; `None` if the supervised tokens are not the same for both.
+
+    Raises:
+        ValueError: If the chat template refuses the row, or changes what it trains, with its number.
+    """
     options: dict[str, Any] = {
         "assistant_only": config.assistant_only,
         "chat_template_kwargs": config.chat_template_kwargs,
     }
     example = {name: row[name] for name in _TEXT_COLUMNS if row.get(name) is not None}
-    student = tokenize_example(tokenizer, example, **options)
+    where = f"Row {row.get(ROW_NUMBER, '?')}"
+    try:
+        student = tokenize_example(tokenizer, example, **options)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    finding = (check or row_check(tokenizer, config))(example, student)
+    if finding.damage is not None:
+        raise ValueError(
+            f"The chat template drops or doubles what a row trains. {where}: it {finding.damage}. {advise(tokenizer.chat_template)}"
+        )
+    malformed = finding.malformed if config.malformed_thoughts == "drop" else None
     teacher = student
     if row.get(TEACHER_PROMPT) is not None:
         if "prompt" not in row:
@@ -233,7 +270,7 @@ def anchor_row(tokenizer: Any, row: Row, config: CaptureConfig) -> AnchoredRow |
         teacher = for_teacher
         example[TEACHER_PROMPT] = row[TEACHER_PROMPT]
     positions = supervised_positions(teacher.labels)
-    return AnchoredRow(example, student.input_ids, student.labels, teacher.input_ids, positions)
+    return AnchoredRow(example, student.input_ids, student.labels, teacher.input_ids, positions, malformed)
 
 
 def is_too_long(row: AnchoredRow, config: CaptureConfig, context_length: int | None) -> bool:
@@ -243,6 +280,7 @@ def is_too_long(row: AnchoredRow, config: CaptureConfig, context_length: int | N
 
 
 _READER = "reader"
+_LEFT_OUT = ("too_long", "not_anchored", "malformed")
 _TEXT_COLUMNS = ("prompt", "completion", "messages", "text", "tools", "chat_template_kwargs")
 
 
@@ -265,13 +303,15 @@ def _unit_folder(parts: Path, unit: int) -> Path:
 def _describe(config: CaptureConfig) -> dict[str, Any]:
     """The settings that decide what is in the store, as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {name: value for name, value in values.items() if name != "encoding"}
+    of_rows = ("reasoning_format", *(["malformed_thoughts"] if config.malformed_thoughts == "drop" else []))
+    return {name: value for name, value in values.items() if name not in ("encoding", *of_rows)}
 
 
 def _rows_hash(rows: Sequence[Row]) -> str:
     digest = xxhash.xxh3_128()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        read = {name: value for name, value in row.items() if name != ROW_NUMBER}
+        digest.update(json.dumps(read, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

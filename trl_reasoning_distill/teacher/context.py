@@ -25,6 +25,7 @@ from trl_reasoning_distill.data.tokenization import (
     supervised_positions,
     template_options,
     tokenize_example,
+    without_bos,
 )
 
 Row = Mapping[str, Any]
@@ -258,7 +259,7 @@ def anchor(
 def prompt_ids(tokenizer: Any, prompt: Prompt, row: Row, options: Mapping[str, Any] | None = None) -> list[int]:
     """The ids of a prompt up to where a model begins to write."""
     if isinstance(prompt, str):
-        return list(tokenizer(text=prompt)["input_ids"])
+        return list(tokenizer(text=without_bos(tokenizer, prompt))["input_ids"])
     options = {**(options or {}), **template_options(row)}
     return list(encode_chat(tokenizer, prompt, add_generation_prompt=True, **options)["input_ids"])
 

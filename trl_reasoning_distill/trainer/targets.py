@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, is_supervised, tokenizer_fingerprint
 from trl_reasoning_distill.teacher.records import temperature_index
@@ -153,7 +152,7 @@ class TokenColumnsCollator:
 
     def __init__(
         self,
-        base: DataCollatorForLanguageModeling,
+        base: Any,
         columns: Mapping[str, float],
         targets: Sequence[StoredTargets] = (),
         vocab_size: int = 0,

@@ -12,15 +12,17 @@ from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
+from trl import SFTTrainer
 
 from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import FusedLoss
 from trl_reasoning_distill.losses.schedule import kd_weight_at
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig, convert_config
 from trl_reasoning_distill.trainer.head import LossBatch, distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, StoredTargets
+from trl_reasoning_distill.trainer.trl_bridge import takes_arguments_of
 
 KD_EXAMPLE_WEIGHT = "kd_example_weight"
 
@@ -66,29 +68,26 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
     config_class = TopKDistillConfig
     resume_fields = (
         *ReasoningSFTTrainer.resume_fields,
-        *(
-            "kd_top_k",
-            "kd_temperature",
-            "kd_weight",
-            "kd_warmup_ratio",
-            "kd_warmup_steps",
-            "kd_divergence",
-            "kd_beta",
-            "kd_support",
-        ),
-        *("kd_top_p", "kd_scale_by_t2"),
+        *("kd_top_k", "kd_temperature", "kd_weight", "kd_warmup_ratio", "kd_warmup_steps", "kd_divergence", "kd_beta"),
+        *("kd_support", "kd_top_p", "kd_scale_by_t2"),
     )
     args: TopKDistillConfig
 
+    @takes_arguments_of(SFTTrainer)
     def __init__(
-        self, model: Any, args: TopKDistillConfig, train_dataset: Dataset | None = None, **kwargs: Any
+        self,
+        model: Any,
+        args: TopKDistillConfig | None = None,
+        *,
+        train_dataset: Dataset | None = None,
+        **kwargs: Any,
     ) -> None:
-        if not isinstance(args, TopKDistillConfig):
-            raise ValueError(f"{type(self).__name__} needs a TopKDistillConfig as `args`, found {type(args).__name__}.")
+        args = convert_config(args, self.config_class)
+        assert isinstance(args, TopKDistillConfig)
         self.store = TopKStore.open(str(args.teacher_logits))
         if args.kd_top_k > self.store.top_k:
             raise ValueError(
-                f"`top_k={args.kd_top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
+                f"`kd_top_k={args.kd_top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
                 f"capture again with --store_top_k {args.kd_top_k}."
             )
         train_dataset = self.store.dataset() if train_dataset is None else train_dataset

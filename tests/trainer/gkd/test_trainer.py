@@ -270,7 +270,7 @@ def test_with_seq_kd_the_teacher_writes_and_the_student_may_be_fine_tuned_on_it(
 def test_rows_without_completions_do_where_the_student_writes_them_all(gkd: Any) -> None:
     prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in tiny.make_rows(4)])
     assert logged(gkd(**GREEDY, dataset=prompts), "loss") == logged(gkd(**GREEDY), "loss")
-    with pytest.raises(ValueError, match="no completion"):
+    with pytest.raises(ValueError, match="no reply to learn"):
         gkd(lmbda=0.5, dataset=prompts)
 
 

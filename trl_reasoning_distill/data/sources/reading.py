@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
-import json
 import logging
 import random
 from collections import Counter
@@ -16,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trl_reasoning_distill.data.files import read_jsonl
+from trl_reasoning_distill.data.row_files import is_row_file, read_rows
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources.base import (
     Fields,
@@ -26,11 +24,10 @@ from trl_reasoning_distill.data.sources.base import (
     SourceSpec,
     SourceUnavailableError,
 )
-from trl_reasoning_distill.data.sources.columns import column_reader
+from trl_reasoning_distill.data.sources.columns import column_reader, published_reader
 from trl_reasoning_distill.data.sources.registry import SOURCE_NAMES, SOURCES
 from trl_reasoning_distill.data.synthetic import FAMILIES, SOURCE_NAME, iter_problems
 
-FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _SHUFFLE_BUFFER = 10_000
 
 
@@ -46,26 +43,7 @@ def local_rows(spec: SourceSpec, split: str, data_dir: str) -> Sequence[Fields]:
             f"data_dir has no copy of {spec.name}'s {split} split: no file {path}. "
             f"Put it there, or leave data_dir out to read {spec.hub_id} from the hub."
         )
-    return file_rows(path)
-
-
-def file_rows(path: Path) -> Sequence[Fields]:
-    """The rows of a `.jsonl`, `.json`, `.csv` or `.parquet` file."""
-    if path.suffix == ".jsonl":
-        return list(read_jsonl(path))
-    if path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(rows, list):
-            raise ValueError(f"{path} holds a {type(rows).__name__}, not a list of rows.")
-        return rows
-    if path.suffix == ".csv":
-        with open(path, encoding="utf-8", newline="") as handle:
-            return list(csv.DictReader(handle))
-    if path.suffix == ".parquet":
-        from datasets import Dataset
-
-        return _Rows(Dataset.from_parquet(str(path)))
-    raise ValueError(f"{path} is neither {', '.join(FILE_SUFFIXES[:-1])} nor {FILE_SUFFIXES[-1]}.")
+    return read_rows(path)
 
 
 def spec_rows(spec: SourceSpec, split: str, seed: int, *, sampled: bool) -> Iterable[Fields]:
@@ -152,7 +130,7 @@ def load_problems(
     """Read problems from a named source, a file, or the hub.
 
     Args:
-        source: One of `SOURCE_NAMES`, a path to a `.jsonl`, `.json`, `.csv` or `.parquet` file, or `hub:ORGANISATION/NAME`.
+        source: One of `SOURCE_NAMES`, a path to a file of rows (see `data.row_files`), or `hub:ORGANISATION/NAME`.
         split: Which part; the source's first if `None`.
         limit: At most this many: a sample that `seed` draws, in the source's order. A larger limit draws the same and more.
         seed: Of the sample; for `synthetic_arithmetic`, of the problems themselves.
@@ -173,6 +151,14 @@ def load_problems(
             len(read.rejected),
             "; ".join(f"{count} × {reason}" for reason, count in reasons),
             read.rejected[0].where,
+        )
+    unanswered = sum(problem.answer is None for problem in read.problems)
+    if unanswered:
+        logger.warning(
+            "%s: %d of %d problems have no answer: they can be generated from, but what is written cannot be judged.",
+            source,
+            unanswered,
+            len(read.problems),
         )
     return read.problems
 
@@ -236,7 +222,8 @@ def _open(
         return name, f"{name}-{split}", rows, column_reader(**options)
     path = _path_of(source, options)
     options = _checked(source, options, {"columns", "answer_rule"})
-    return path.stem, path.stem, file_rows(path), column_reader(**options)
+    name = path.name.partition(".")[0]
+    return name, name, read_rows(path), column_reader(**options) if options else published_reader
 
 
 def _synthetic_rows(
@@ -328,7 +315,7 @@ def _path_of(source: str, options: dict[str, Any]) -> Path:
         raise ValueError("The source 'jsonl' needs `path`, the file to read.")
     if path.is_dir() and (path / PROBLEMS_NAME).is_file():
         return path / PROBLEMS_NAME
-    if source == "jsonl" or path.suffix in FILE_SUFFIXES:
+    if source == "jsonl" or is_row_file(path):
         if not path.is_file():
             raise SourceUnavailableError(f"No file {path}.")
         return path

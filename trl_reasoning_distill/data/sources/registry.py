@@ -5,27 +5,28 @@ A new one is one function from row to problem fields and one `SourceSpec` in `_S
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from trl_reasoning_distill.data.conversion import Demonstration, convert_row, remove_calculator_marks
+from trl_reasoning_distill.data.formatting import ANSWER_MARK, answer_boxed, split_marked_answer
+from trl_reasoning_distill.data.shapes import demonstrations
 from trl_reasoning_distill.data.sources.base import Fields, SourceSpec, Split, number_text
-from trl_reasoning_distill.data.sources.columns import boxed
+from trl_reasoning_distill.data.sources.columns import ANSWER_RULES, worked_fields
 from trl_reasoning_distill.data.synthetic import SOURCE_NAME
 
+_EXAM_ANSWER = re.compile(r"[\s$\['\"]*(\d{1,3})(?:\.0)?(?:\^\{?\\circ\}?|°)?[\s$\]'\"]*")
 _MANY_STEPS = 8
 """GSM8K problems with at least this many steps are of one kind."""
 
 
 def _gsm8k(row: Fields) -> dict[str, Any]:
-    solution, marker, answer = row["answer"].rpartition("####")
-    if not marker:
-        raise ValueError("the answer has no #### line")
-    steps = solution.count("<<")
+    solution, answer = split_marked_answer(row["answer"])
+    steps = row["answer"].count("<<")
     return {
         "question": row["question"],
-        "answer": answer.strip().replace(",", ""),
-        "solution": remove_calculator_marks(solution).strip(),
+        "answer": answer,
+        "solution": solution,
         "kind": f"{min(steps, _MANY_STEPS)}{'+' if steps >= _MANY_STEPS else ''} steps",
     }
 
@@ -38,10 +39,11 @@ def _gsm_plus(row: Fields) -> dict[str, Any]:
     """The perturbation "critical thinking" asks what cannot be answered: its answer is the text "None"."""
     if str(row["answer"]).strip().lower() == "none":
         raise ValueError(f"it has no answer ({row['perturbation_type']}): the question lacks what it would need")
+    solution = split_marked_answer(row["solution"])[0] if ANSWER_MARK in row["solution"] else None
     return {
         "question": row["question"],
         "answer": number_text(row["answer"]),
-        "solution": remove_calculator_marks(row["solution"]).rpartition("####")[0].strip() or None,
+        "solution": solution or None,
         "kind": row["perturbation_type"],
     }
 
@@ -75,12 +77,9 @@ def _as_sentences(body: str, question: str) -> str:
 
 
 def _math(row: Fields) -> dict[str, Any]:
-    answer = boxed(row["solution"])
-    if answer is None:
-        raise ValueError("the solution boxes no answer")
     return {
         "question": row["problem"],
-        "answer": answer,
+        "answer": ANSWER_RULES["boxed"](row["solution"]),
         "solution": row["solution"],
         "kind": f"{row['type']}, {row['level'].lower()}",
     }
@@ -97,31 +96,23 @@ def _math500(row: Fields) -> dict[str, Any]:
 
 
 def _aime(row: Fields) -> dict[str, Any]:
-    """Answers are the integers from 0 to 999, in the exam with leading zeros."""
-    answer = number_text(row["answer"])
-    if not answer.isdecimal() or int(answer) > 999:
+    r"""Answers are the integers from 0 to 999, in the exam with leading zeros; some copies box them or add `^\circ`."""
+    text = str(row["answer"])
+    match = _EXAM_ANSWER.fullmatch(answer_boxed(text) or text)
+    if match is None:
         raise ValueError(f"the answer {row['answer']!r} is no integer from 0 to 999")
-    return {"question": row["problem"], "answer": answer, "solution": row.get("solution")}
-
-
-def _worked(demonstration: Demonstration) -> dict[str, Any]:
-    return {
-        "question": demonstration.question,
-        "answer": demonstration.final_answer,
-        "solution": demonstration.reasoning,
-        "response": demonstration.response,
-    }
+    return {"question": row["problem"], "answer": str(int(match[1])), "solution": row.get("solution")}
 
 
 def _numinamath_qwq(row: Fields) -> dict[str, Any]:
     """A response that was found wrong is no solution; its question is still a problem."""
     if not row.get("correct", True):
         return {"question": row["prompt"], "answer": row["ground_truth"]}
-    return _worked(convert_row(row, "numinamath_qwq")[0])
+    return worked_fields(demonstrations(row, "numinamath_qwq")[0])
 
 
 def _openthoughts(row: Fields) -> dict[str, Any]:
-    return _worked(convert_row(row, "openthoughts")[0]) | {"kind": row.get("domain") or ""}
+    return worked_fields(demonstrations(row, "openthoughts")[0]) | {"kind": row.get("domain") or ""}
 
 
 def _openr1_math(row: Fields) -> dict[str, Any]:
@@ -134,7 +125,7 @@ def _openr1_math(row: Fields) -> dict[str, Any]:
         "id": f"openr1-{row['uuid']}" if row.get("uuid") else None,
     }
     try:
-        worked = convert_row(row, "openr1_math")[0] if row.get("generations") else None
+        worked = demonstrations(row, "openr1_math")[0] if row.get("generations") else None
     except ValueError:  # no generation is both correct and complete
         worked = None
     if worked is not None:

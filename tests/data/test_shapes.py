@@ -1,4 +1,4 @@
-"""Rows of the true shapes, as the datasets' cards show them, become demonstrations and training rows."""
+"""Worked problems of the true shapes, as the datasets' cards show them, become demonstrations and training rows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_reasoning_distill.data.conversion import (
-    SHAPES,
-    Demonstration,
-    convert_row,
-    convert_rows,
-    detect_shape,
-    remove_calculator_marks,
-    split_reasoning,
-    training_row,
-)
-from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.formatting import ReasoningFormat, remove_calculator_marks
+from trl_reasoning_distill.data.normalization import Reading, detect_shape, normalize_rows
+from trl_reasoning_distill.data.shapes import WORKED, Demonstration, demonstrations, split_reasoning, training_row
 
 THINK, GSM8K, PLAIN = (ReasoningFormat.preset(name) for name in ("think", "gsm8k", "plain"))
 
@@ -80,15 +72,24 @@ GSM8K_ROW = {
     "question": "Natalia sold clips to 48 friends, and half as many in May. How many?",
     "answer": "In May she sold 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>1,072 clips.\n#### 1,072",
 }
-SHARE_GPT = {
-    "conversations": [
-        {"from": "system", "value": "Be brief."},
-        {"from": "human", "value": "Hi"},
-        {"from": "gpt", "value": "Hello."},
-        {"from": "human", "value": "What does <think> mean, and 1+1?"},
-        {"from": "gpt", "value": "<think>\n1+1 = 2\n</think>\n\nA tag, and \\boxed{2}."},
-    ]
+S1K: dict[str, Any] = {
+    "question": "1+1?",
+    "solution": "2",
+    "cot_type": "math",
+    "source_type": "qfq/openaimath",
+    "metadata": "{}",
+    "cot": None,
+    "thinking_trajectories": ["One more than one.", "That is two."],
+    "attempt": "It is \\boxed{2}.",
 }
+S1K_1_1 = {name: value for name, value in S1K.items() if name not in ("thinking_trajectories", "attempt")} | {
+    "gemini_thinking_trajectory": "By Gemini.", "gemini_attempt": "Gemini's \\boxed{2}.", "gemini_grade": "Yes",
+    "deepseek_thinking_trajectory": "By DeepSeek.", "deepseek_attempt": "DeepSeek's \\boxed{2}.", "deepseek_grade": "Yes",
+}  # fmt: skip
+OPEN_MATH_REASONING = {
+    "expected_answer": "2", "problem_type": "has_answer_extracted", "problem_source": "aops", "generation_model": "DeepSeek-R1",
+    "pass_rate_72b_tir": "0.9", "problem": "1+1?", "generated_solution": "<think>\none more\n</think>\n\nIt is 2.", "inference_mode": "cot",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -122,20 +123,18 @@ SHARE_GPT = {
                 GSM8K_ROW["question"], "In May she sold 48/2 = 24 clips.\nIn all 48+24 = 1,072 clips.", "1072", "1072"
             ),
         ),
+        (S1K, "s1k", Demonstration("1+1?", "One more than one.\nThat is two.", "It is \\boxed{2}.", "2")),
+        (S1K_1_1, "s1k", Demonstration("1+1?", "By DeepSeek.", "DeepSeek's \\boxed{2}.", "2")),
         (
-            SHARE_GPT,
-            "sharegpt",
-            Demonstration(
-                "What does <think> mean, and 1+1?",
-                "1+1 = 2",
-                "A tag, and \\boxed{2}.",
-                "2",
-                (
-                    {"role": "system", "content": "Be brief."},
-                    {"role": "user", "content": "Hi"},
-                    {"role": "assistant", "content": "Hello."},
-                ),
-            ),
+            {**S1K_1_1, "deepseek_grade": "No"},
+            "s1k",
+            Demonstration("1+1?", "By Gemini.", "Gemini's \\boxed{2}.", "2"),
+        ),
+        (OPEN_MATH_REASONING, "question_answer", Demonstration("1+1?", "one more", "It is 2.", "2")),
+        (
+            {"question": "1+1?", "solution": "One more than one is two.", "answer": 2},  # LIMO
+            "question_answer",
+            Demonstration("1+1?", "One more than one is two.", "2", "2"),
         ),
         ({"question": "1+1?", "answer": "2"}, "question_answer", Demonstration("1+1?", None, "2", "2")),
         ({"problem": "1+1?", "answer": 2}, "question_answer", Demonstration("1+1?", None, "2", "2")),
@@ -143,11 +142,6 @@ SHARE_GPT = {
             {"problem": "1+1?", "solution": "one more than one", "answer": "2", "level": 1},
             "question_answer",
             Demonstration("1+1?", "one more than one", "2", "2"),
-        ),
-        (
-            {"instruction": "1+1?", "output": "<think>\none more\n</think>\n\nIt is 2.", "answer": "2"},
-            "question_answer",
-            Demonstration("1+1?", "one more", "It is 2.", "2"),
         ),
         (
             {"question": "1+1?", "answer": "<think>\none more\n</think>\n\n2"},
@@ -158,17 +152,17 @@ SHARE_GPT = {
 )
 def test_shapes(row: dict[str, Any], shape: str, expected: Demonstration) -> None:
     assert detect_shape(row) == shape
-    assert convert_row(row)[0] == convert_row(row, shape)[0] == expected
+    assert demonstrations(row, shape)[0] == expected
 
 
 def test_openr1_takes_what_was_verified_before_what_a_model_approved_and_nothing_else() -> None:
-    assert [found.response for found in convert_row(OPEN_R1)] == ["So $\\boxed{3}$", "It is three."]
-    assert len(convert_rows([OPEN_R1], "auto", THINK).rows) == 1
-    assert len(convert_rows([OPEN_R1], "auto", THINK, per_row=4).rows) == 2
+    assert [found.response for found in demonstrations(OPEN_R1, "openr1_math")] == ["So $\\boxed{3}$", "It is three."]
+    assert len(normalize_rows([OPEN_R1], Reading(THINK)).rows) == 1
+    assert len(normalize_rows([OPEN_R1], Reading(THINK, generations=4)).rows) == 2
 
 
 def test_a_reply_without_a_heading_keeps_its_whole_text_as_reasoning() -> None:
-    (found,) = convert_row({**NUMINA, "response": "Doubling: 32."})
+    (found,) = demonstrations({**NUMINA, "response": "Doubling: 32."}, "numinamath_qwq")
     assert (found.reasoning, found.response) == ("Doubling: 32.", "\\boxed{32}")
 
 
@@ -179,30 +173,28 @@ def test_a_reply_without_a_heading_keeps_its_whole_text_as_reasoning() -> None:
         ({**OPEN_R1, "is_reasoning_complete": [True] * 4, "correctness_math_verify": [0, 0, 1, 0], "correctness_llama": None}, "generation 2: the reasoning never ends"),
         ({**NUMINA, "correct": False}, "found wrong"),
         ({**GSM8K_ROW, "answer": "72"}, "no #### line"),
-        ({**OPEN_THOUGHTS, "conversations": OPEN_THOUGHTS["conversations"][:1]}, "not a question and a reply"),
-        ({"conversations": [{"from": "alien", "value": "x"}]}, "a turn of 'alien'"),
+        ({**OPEN_THOUGHTS, "conversations": OPEN_THOUGHTS["conversations"][1:]}, "not a question and a reply"),
+        ({"conversations": [{"from": "alien", "value": "<|begin_of_thought|>"}]}, "turn 1 has the unknown role 'alien'"),
+        ({**S1K, "thinking_trajectories": []}, "no thinking trajectory"),
+        ({**S1K_1_1, "deepseek_grade": "No", "gemini_grade": "No"}, "none of its attempts was found right"),
         ({"question": " ", "answer": "2"}, "there is no question"),
         ({"question": "q", "answer": None}, "there is no answer"),
         ({"question": "q", "answer": "<think>r</think>"}, "nothing follows </think>"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_learnt_from_is_refused_with_its_reason(row: dict[str, Any], reason: str) -> None:
-    shape = "gsm8k" if row.get("answer") == "72" else "auto"
+    shape = "gsm8k" if row.get("answer") == "72" else detect_shape(row) or "question_answer"
     with pytest.raises(ValueError, match=reason):
-        convert_row(row, shape)
+        demonstrations(row, shape)
 
 
-def test_unknown_shapes_and_columns_are_named() -> None:
-    with pytest.raises(ValueError, match=r"The columns \['a'\] are none of the shapes openthoughts"):
-        detect_shape({"a": 1})
-    with pytest.raises(ValueError, match="Unknown shape 'alpaca'"):
-        convert_row(NUMINA, "alpaca")
+def test_a_missing_column_is_named() -> None:
     with pytest.raises(ValueError, match="shape numinamath_qwq needs the column 'response'"):
-        convert_row({"prompt": "q"}, "numinamath_qwq")
+        demonstrations({"prompt": "q"}, "numinamath_qwq")
 
 
 def test_training_rows_in_every_format() -> None:
-    (gsm8k,) = convert_row(GSM8K_ROW)
+    (gsm8k,) = demonstrations(GSM8K_ROW, "gsm8k")
     assert training_row(gsm8k, THINK) == {
         "prompt": [{"role": "user", "content": GSM8K_ROW["question"]}],
         "completion": [{"role": "assistant", "content": THINK.render(gsm8k.reasoning or "", "1072")}],
@@ -210,15 +202,16 @@ def test_training_rows_in_every_format() -> None:
     }
     assert training_row(gsm8k, GSM8K)["completion"][0]["content"].endswith("clips.\n#### 1072")
     assert training_row(gsm8k, GSM8K)["prompt"][0]["role"] == "system"
-    (shared,) = convert_row(SHARE_GPT)
-    assert training_row(shared, GSM8K)["prompt"][0] == {"role": "system", "content": "Be brief."}
-    assert training_row(shared, GSM8K)["completion"][0]["content"] == "1+1 = 2\n#### 2"
-    boxed = training_row(convert_row(OPEN_THOUGHTS)[0], ReasoningFormat.preset("boxed"))
+    brief = ({"role": "system", "content": "Be brief."},)
+    asked = Demonstration("1+1?", "1+1 = 2", "\\boxed{2}", "2", brief)
+    assert training_row(asked, GSM8K)["prompt"][0] == brief[0]
+    assert training_row(asked, GSM8K)["completion"][0]["content"] == "1+1 = 2\n#### 2"
+    boxed = training_row(demonstrations(OPEN_THOUGHTS, "openthoughts")[0], ReasoningFormat.preset("boxed"))
     assert boxed["completion"][0]["content"] == "Okay, six sevens.\n\nThat is 42.\n\n\\boxed{42}"
 
 
 def test_a_format_is_not_given_what_the_row_has_not() -> None:
-    bare = convert_row({"question": "Why?", "response": "Because."})[0]
+    bare = demonstrations({"question": "Why?", "response": "Because."}, "question_answer")[0]
     assert training_row(bare, PLAIN)["completion"][0]["content"] == "Because."
     with pytest.raises(ValueError, match="no reasoning to put in <think>"):
         training_row(bare, THINK)
@@ -227,12 +220,12 @@ def test_a_format_is_not_given_what_the_row_has_not() -> None:
 
 
 def test_rejected_rows_are_counted_with_their_reasons() -> None:
-    converted = convert_rows([NUMINA, {**NUMINA, "correct": False}, NUMINA], "auto", THINK)
-    assert len(converted.rows) == 2
-    assert converted.rejected == [(1, "its answer was found wrong")]
+    read = normalize_rows([NUMINA, {**NUMINA, "correct": False}, NUMINA], Reading(THINK))
+    assert (len(read.rows), read.numbers) == (2, [1, 3])
+    assert read.rejected == [(2, "its answer was found wrong")]
 
 
-TEXT = st.text(st.characters(exclude_characters="<|"), min_size=1).filter(str.strip)
+TEXT = st.text(st.characters(exclude_characters="<|\0", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
 @settings(max_examples=100, deadline=None)
@@ -242,11 +235,12 @@ def test_a_tagged_reply_comes_back_whole(question: str, reasoning: str, response
         text = f"{open_tag}\n{reasoning}\n{close_tag}\n\n{response}"
         assert split_reasoning(text) == (reasoning.strip(), response.strip())
         row = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": text}]}
-        parsed = THINK.parse(training_row(convert_row(row)[0], THINK)["completion"][0]["content"])
-        assert (parsed.reasoning, parsed.answer) == (reasoning.strip(), response.strip())
+        (made,) = normalize_rows([row], Reading(THINK)).rows
+        parsed = THINK.parse(made["completion"][0]["content"])
+        assert (str(parsed.reasoning).strip(), str(parsed.answer).strip()) == (reasoning.strip(), response.strip())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", WORKED)
 def test_hostile_text_hangs_nothing(shape: str) -> None:
     for bit in ("<<", "<<1=", "<think>", "</think>", "<|begin_of_thought|>", "####", "\\boxed{", "**Final Answer**"):
         text = bit * (200_000 // len(bit))
@@ -259,12 +253,12 @@ def test_hostile_text_hangs_nothing(shape: str) -> None:
             "generations": [text],
         }
         row |= {"correctness_math_verify": [True], "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": text}]}  # fmt: skip
-        convert_rows([row], shape, THINK)
+        normalize_rows([row], Reading(THINK, shape))
 
 
 def test_all_of_gsm8k(shared_data: Path) -> None:
     rows = [json.loads(line) for line in (shared_data / "gsm8k" / "train.jsonl").open()]
-    converted = convert_rows(rows, "auto", THINK)
-    assert not converted.rejected
-    assert not any("<<" in row["completion"][0]["content"] for row in converted.rows)
+    read = normalize_rows(rows, Reading(THINK))
+    assert not read.rejected
+    assert not any("<<" in row["completion"][0]["content"] for row in read.rows)
     assert remove_calculator_marks(rows[0]["answer"]).count("<<") == 0
