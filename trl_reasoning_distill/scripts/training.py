@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.normalization import (
-    SHAPES,
     Reading,
     Rows,
     check_shape,
@@ -57,7 +56,8 @@ class TrainingDataArguments(TrainingStageArguments):
     dataset_split: str = option("train", "Split of the hub dataset.")
     data_shape: str = option(
         "auto",
-        f"Shape of the rows: {', '.join(SHAPES)}; auto looks at all of them; none takes only what needs no converting.",
+        "Shape of the rows, such as openthoughts, openr1_math, numinamath_qwq, s1k, alpaca, gsm8k, messages, prompt_completion; auto looks at all "
+        "of them; none takes only what needs no converting.",
     )
     generations_per_row: Count = option(
         1, "Correct generations taken of each row, where it holds several (openr1_math)."
