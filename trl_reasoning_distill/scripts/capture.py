@@ -19,18 +19,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_reasoning_distill.data import normalization
+from trl_reasoning_distill.data import row_sets
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import ROW_NUMBER, normalize_rows
+from trl_reasoning_distill.data.published import Reading
 from trl_reasoning_distill.data.row_files import is_row_file, without_nulls
 from trl_reasoning_distill.options import Count, JsonMapping, Positive, option
 from trl_reasoning_distill.scripts.arguments import ReaderArguments
 from trl_reasoning_distill.scripts.planning import DRY_RUN_ROWS, EXAMPLES, Plan, record_bytes
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, is_main_process, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import (
+    Outcome,
+    Stage,
+    StageArguments,
+    is_main_process,
+    parser_of,
+    settings_of,
+    stage_main,
+)
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.capture import CaptureConfig
@@ -100,11 +109,7 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
         )
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((CaptureArguments, ReaderArguments), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(CaptureArguments, ReaderArguments)
 
 
 class Capture(Stage):
@@ -206,20 +211,20 @@ def load_rows(options: Any) -> list[dict[str, Any]]:
     path = Path(options.dataset)
     if path.exists() or is_row_file(path):
         try:
-            rows: Any = normalization.load_rows(path)[: options.limit]
+            rows: Any = row_sets.load_rows(path)[: options.limit]
         except FileNotFoundError as error:
             raise ValueError(str(error)) from None
     else:
-        dataset = normalization.load_hub_rows(options.dataset, options.dataset_split)
+        dataset = row_sets.load_hub_rows(options.dataset, options.dataset_split)
         rows = [without_nulls(row) for row in dataset.select(range(min(options.limit or len(dataset), len(dataset))))]
     form = ReasoningFormat.preset(options.reasoning_format)
-    reading = normalization.Reading(form, options.data_shape, every_reply=options.assistant_only_loss)
-    read = normalization.normalize_rows(rows, reading)
+    reading = Reading(form, options.data_shape, every_reply=options.assistant_only_loss)
+    read = normalize_rows(rows, reading)
     if not read.rows:
         raise ValueError(f"{options.dataset} holds no row to capture ({read}).")
     if read.rejected and is_main_process():
         print(f"capture: {options.dataset}: {read}", flush=True)
-    return [{**row, normalization.ROW_NUMBER: number} for row, number in zip(read.rows, read.numbers, strict=True)]
+    return [{**row, ROW_NUMBER: number} for row, number in zip(read.rows, read.numbers, strict=True)]
 
 
 main = stage_main(Capture, make_parser)
