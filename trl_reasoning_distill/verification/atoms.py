@@ -552,7 +552,8 @@ class AtomReader:
         rows = [row for row in rows if row]
         if not rows:
             raise LeftOver(self.token)
-        if name in ("cases", "aligned", "align", "align*", "gathered"):
+        has_relations = any(isinstance(cell, Call) and cell.name.startswith("chain:") for row in rows for cell in row)
+        if has_relations or name in ("cases", "aligned", "align", "align*", "gathered"):
             return Call("list", tuple(cell for row in rows for cell in row))
         if name == "vmatrix":
             raise LeftOver(self.token)

@@ -119,7 +119,7 @@ class Parser(AtomReader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise LeftOver(self.token)
-        sides, relations = [self.side()], []
+        sides, relations = [self._label() or self.side()], []
         while (relation := self._relation()) is not None:
             relations.append(relation)
             sides.append(self.side())
@@ -131,6 +131,18 @@ class Parser(AtomReader):
         if relations == ["mod"]:
             return Call("congruent", (*sides, self._modulus()))
         return Call("chain:" + " ".join(relations), tuple(sides))
+
+    def _label(self) -> Expression | None:
+        """Words before an equals sign, `Area = 25`: a name."""
+        position = self.position
+        while self._at(position).kind == "run" and position - self.position < 4:
+            position += 1
+        words = [token.text.lower() for token in self.tokens[self.position : position]]
+        is_name = self._at(position).text == "=" and words and max(map(len, words)) > 3 and not NOT_NOUNS & set(words)
+        if not is_name:
+            return None
+        self.position = position
+        return Symbol(" ".join(words))
 
     def _relation(self) -> str | None:
         text = self.token.text
@@ -351,7 +363,7 @@ class Parser(AtomReader):
             elif text in ("/", "\\div"):
                 self.position += 1
                 left = Call("/", (left, self.signed_factor()))
-            elif text.lower() == "choose":
+            elif text.lower() in ("choose", "\\choose"):
                 self.position += 1
                 left = Call("binom", (left, self.factor()))
             elif text.lower() in PART_WORDS and self.ahead().text == "of" and isinstance(left, Number):
