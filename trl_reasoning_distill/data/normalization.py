@@ -1,4 +1,4 @@
-"""The one way in for rows: from any shape that people publish to what a student is trained on (`TrainingRow`), or refused by number.
+"""Rows of any published shape, read into what a student is trained on (`TrainingRow`), or left out with their number: for every stage.
 
 All rows are looked at before one is read: a shape is a matter of the file, and a column may begin anywhere. Conversations, instructions,
 pairs of prompt and completion, and plain text (`data.published`) keep the reply as it was published; worked problems (`data.shapes`) are

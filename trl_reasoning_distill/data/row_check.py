@@ -210,7 +210,7 @@ def _supervised_runs(labels: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _replies(example: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
-    """The replies that a row says are learnt; `None` where its text does not say, as of plain text and of tokens."""
+    """The replies of a row that are to be learnt; `None` where its text does not mark them, as of plain text and of tokens."""
     if "input_ids" in example:
         return None
     turns = example.get("completion") if "prompt" in example else example.get("messages")

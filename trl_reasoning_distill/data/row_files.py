@@ -1,6 +1,6 @@
 """Rows out of the files that people have: JSON Lines, a JSON array, CSV, Parquet; compressed or not, in any Unicode encoding.
 
-What a file is, its bytes say: the name counts only for CSV. Numbers keep the text they were written with.
+The kind of a file is found from its bytes; the name counts only for CSV. Numbers keep the text they were written with.
 """
 
 from __future__ import annotations
