@@ -10,16 +10,10 @@ import pytest
 from datasets import Dataset
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.normalization import (
-    ROW_NUMBER,
-    HostileRowError,
-    Reading,
-    detect_shape,
-    normalize,
-    normalize_rows,
-    to_dataset,
-)
+from trl_reasoning_distill.data.normalization import ROW_NUMBER, HostileRowError, normalize_rows
+from trl_reasoning_distill.data.published import Reading, detect_shape
 from trl_reasoning_distill.data.row_files import parse_json
+from trl_reasoning_distill.data.row_sets import normalize, to_dataset
 
 THINK, GSM8K, BOXED = (ReasoningFormat.preset(name) for name in ("think", "gsm8k", "boxed"))
 Message = dict[str, Any]

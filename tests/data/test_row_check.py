@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.trainer import tiny
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.normalization import Reading, normalize_rows
+from trl_reasoning_distill.data.normalization import normalize_rows
+from trl_reasoning_distill.data.published import Reading
 from trl_reasoning_distill.data.row_check import RowCheck, advise
 from trl_reasoning_distill.data.tokenization import TokenizedExample, tokenize_example
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat, remove_calculator_marks
-from trl_reasoning_distill.data.normalization import Reading, detect_shape, normalize_rows
+from trl_reasoning_distill.data.normalization import normalize_rows
+from trl_reasoning_distill.data.published import Reading, detect_shape
 from trl_reasoning_distill.data.shapes import WORKED, Demonstration, demonstrations, split_reasoning, training_row
 
 THINK, GSM8K, PLAIN = (ReasoningFormat.preset(name) for name in ("think", "gsm8k", "plain"))

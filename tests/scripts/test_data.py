@@ -9,7 +9,7 @@ import pytest
 
 from trl_reasoning_distill.data.files import read_jsonl, write_jsonl
 from trl_reasoning_distill.data.manifest import read_manifest
-from trl_reasoning_distill.data.normalization import load_rows
+from trl_reasoning_distill.data.row_sets import load_rows
 from trl_reasoning_distill.data.sources import load_problems
 from trl_reasoning_distill.scripts import data
 

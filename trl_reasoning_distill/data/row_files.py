@@ -97,7 +97,7 @@ def _open(path: Path) -> IO[bytes]:
     with open(path, "rb") as handle:
         magic = handle.read(6)
     if magic.startswith(b"\x1f\x8b"):
-        return io.BufferedReader(gzip.open(path))  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.open(path))
     if magic.startswith(b"BZh"):
         return io.BufferedReader(bz2.open(path))
     if magic == b"\xfd7zXZ\x00":

@@ -210,8 +210,8 @@ def _question_answer(row: Row) -> list[Demonstration]:
         solution, answer = split_marked_answer(response)
         return [Demonstration(question[1], solution or None, answer, answer)]
     short = response if reply[0] in (*GOLD_COLUMNS, "target") else None
-    answer = gold[1] if gold is not None and reply[0] != gold[0] else answer_boxed(response) or short
-    return [Demonstration(question[1], reasoning, response, answer)]
+    final = gold[1] if gold is not None and reply[0] != gold[0] else answer_boxed(response) or short
+    return [Demonstration(question[1], reasoning, response, final)]
 
 
 WORKED: Mapping[str, Callable[[Row], list[Demonstration]]] = {

@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from trl_reasoning_distill import hub
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.normalization import Reading, normalize_rows, rows_file
+from trl_reasoning_distill.data.normalization import normalize_rows
+from trl_reasoning_distill.data.published import Reading
 from trl_reasoning_distill.data.row_files import read_rows
+from trl_reasoning_distill.data.row_sets import rows_file
 from trl_reasoning_distill.pipeline import RecipeStage, checked_command, unfinished_inputs
 from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.scripts import STAGES, source

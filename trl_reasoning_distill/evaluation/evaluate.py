@@ -30,7 +30,7 @@ class EvaluationConfig:
     """How models are asked and judged.
 
     Attributes:
-        sampling: Greedy unless said otherwise.
+        sampling: Greedy by default.
         response_format: Writes the prompt, and is what the reasoning metrics hold responses against; `None` asks the bare
             question and judges form by what the text looks like.
         seed: For sampled answers.
@@ -71,7 +71,7 @@ def evaluate_models(
     """Evaluate models one after the other on the same problems. Call it on every rank of a launch.
 
     Args:
-        models: Name, as it will stand in the report, to model: a path, or a mapping with `model` and engine options of its own
+        models: Name in the report to model: a path, or a mapping with `model` and engine options of its own
             (see `ModelSpec`). Names such as `sft@0` and `sft@1` are runs of one model, which are compared as one.
         problems: With answers and distinct ids.
         output_dir: Folder for `predictions.jsonl` and `metrics.json`.

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_reasoning_distill.data import normalization
+from trl_reasoning_distill.data import row_sets
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.normalization import ROW_NUMBER, normalize_rows
+from trl_reasoning_distill.data.published import Reading
 from trl_reasoning_distill.data.row_files import is_row_file, without_nulls
 from trl_reasoning_distill.options import Count, JsonMapping, Positive, option
 from trl_reasoning_distill.scripts.arguments import ReaderArguments
@@ -209,20 +211,20 @@ def load_rows(options: Any) -> list[dict[str, Any]]:
     path = Path(options.dataset)
     if path.exists() or is_row_file(path):
         try:
-            rows: Any = normalization.load_rows(path)[: options.limit]
+            rows: Any = row_sets.load_rows(path)[: options.limit]
         except FileNotFoundError as error:
             raise ValueError(str(error)) from None
     else:
-        dataset = normalization.load_hub_rows(options.dataset, options.dataset_split)
+        dataset = row_sets.load_hub_rows(options.dataset, options.dataset_split)
         rows = [without_nulls(row) for row in dataset.select(range(min(options.limit or len(dataset), len(dataset))))]
     form = ReasoningFormat.preset(options.reasoning_format)
-    reading = normalization.Reading(form, options.data_shape, every_reply=options.assistant_only_loss)
-    read = normalization.normalize_rows(rows, reading)
+    reading = Reading(form, options.data_shape, every_reply=options.assistant_only_loss)
+    read = normalize_rows(rows, reading)
     if not read.rows:
         raise ValueError(f"{options.dataset} holds no row to capture ({read}).")
     if read.rejected and is_main_process():
         print(f"capture: {options.dataset}: {read}", flush=True)
-    return [{**row, normalization.ROW_NUMBER: number} for row, number in zip(read.rows, read.numbers, strict=True)]
+    return [{**row, ROW_NUMBER: number} for row, number in zip(read.rows, read.numbers, strict=True)]
 
 
 main = stage_main(Capture, make_parser)

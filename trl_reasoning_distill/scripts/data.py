@@ -176,8 +176,9 @@ def _items(mixture: Mixture, rows: list[dict[str, Any]]) -> list[Item]:
 def _dataset_items(dataset: str) -> list[Item]:
     """Training rows of a file or a stage's folder, of whatever shape; its problems, if it has no training rows."""
     from trl_reasoning_distill.data.formatting import ReasoningFormat
-    from trl_reasoning_distill.data.normalization import Reading, normalize_rows
+    from trl_reasoning_distill.data.normalization import normalize_rows
     from trl_reasoning_distill.data.preview import problem_item, row_item
+    from trl_reasoning_distill.data.published import Reading
     from trl_reasoning_distill.data.row_files import read_rows
     from trl_reasoning_distill.data.sources import PROBLEMS_NAME, read_source
 

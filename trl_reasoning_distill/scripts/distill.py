@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trl import TrlParser
 
-    from trl_reasoning_distill.data.normalization import Rows
+    from trl_reasoning_distill.data.row_sets import Rows
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from trl_reasoning_distill.data.normalization import Rows
+    from trl_reasoning_distill.data.row_sets import Rows
     from trl_reasoning_distill.teacher.sampling import EngineArguments
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, StudentConfig
     from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer

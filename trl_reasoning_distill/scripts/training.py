@@ -11,16 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.normalization import (
-    Reading,
-    Rows,
-    check_shape,
-    load_hub_rows,
-    load_rows,
-    normalize,
-    number_rows,
-    rows_file,
-)
+from trl_reasoning_distill.data.published import Reading, check_shape
+from trl_reasoning_distill.data.row_sets import Rows, load_hub_rows, load_rows, normalize, number_rows, rows_file
 from trl_reasoning_distill.options import Bounds, Count, option
 from trl_reasoning_distill.processes import InterruptedBySignal
 from trl_reasoning_distill.scripts.command import is_main_process

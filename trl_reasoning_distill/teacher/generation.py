@@ -90,7 +90,7 @@ def build_messages(
     shots = []
     for problem in few_shot:
         if problem.question == question:
-            continue  # the answer would stand in the prompt
+            continue  # its answer would be in the prompt
         if problem.solution is None or problem.answer is None:
             raise ValueError(f"The few-shot problem {problem.id!r} needs a solution and an answer to be an example.")
         shots.append(response_format.messages(problem.question)[-1])
@@ -108,8 +108,8 @@ def generate(
 ) -> dict[str, int | float]:
     """Generate traces and leave them in `output_dir`, as `problems.jsonl` and `traces.jsonl`.
 
-    Traces stand in the order of the problems, then of the samples; each row is a `Trace`. Call it on every rank of a launch; rows
-    that an earlier, killed call has made are kept. What a server would not answer stands in `failures.jsonl`, with its reason.
+    Traces are in the order of the problems, then of the samples; each row is a `Trace`. Call it on every rank of a launch; rows
+    that an earlier, killed call has made are kept. What a server would not answer is in `failures.jsonl`, with its reason.
 
     Args:
         problems: Distinct ids; with `until_verified`, all with an answer.

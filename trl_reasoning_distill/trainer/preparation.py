@@ -70,6 +70,7 @@ def add_chat_template(tokenizer: Any) -> bool:
 
 TOKEN_COLUMNS = ("input_ids", "labels")
 LOSS_WEIGHT = "loss_weight"
+_ASKING = ("prompt", "completion", "chat_template_kwargs", ROW_NUMBER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +170,10 @@ class RowTokenizer:
         Raises:
             ValueError: With the first such row, and what to set instead.
         """
+        if not self.format.close_tag:
+            return
         asked: set[str] = set()
-        for row in rows:
+        for row in rows.select_columns([name for name in rows.column_names if name in _ASKING]):
             system = [
                 message
                 for message in row.get("prompt") or []

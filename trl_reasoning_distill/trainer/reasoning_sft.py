@@ -23,7 +23,8 @@ from trl import SFTTrainer
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.normalization import Reading, normalize
+from trl_reasoning_distill.data.published import Reading
+from trl_reasoning_distill.data.row_sets import normalize
 from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
 from trl_reasoning_distill.losses.fused import (
@@ -62,6 +63,7 @@ logger = logging.getLogger(__name__)
 REFERENCE_INDEX = "reference_index"
 REFERENCE_IDS = "reference_ids"
 REFERENCE_LOG_PROBS = "reference_log_probs"
+REFERENCE_LOG_TAIL = "reference_log_tail"
 
 LiveTargets = Callable[[torch.device], contextlib.AbstractContextManager[LinearTeacher | TopKTargets | None]]
 """Gives a live teacher's distributions for a micro-batch, on a device, for as long as the loss is computed."""
@@ -116,7 +118,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         self.reference: Reference | None = None
         self.format = ReasoningFormat.preset(args.reasoning_format)
         self.targets = self.open_targets(args)
-        read = [column for targets in self.targets for column in (targets.ids, targets.log_probs)]
+        read = [column for targets in self.targets for column in targets.columns]
         self.loss_columns = (*self.row_columns(args), *read)
         self.preview = ""
         student = prepare_student(
@@ -188,7 +190,8 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
             return []
         store = TopKStore.open(args.reference_logits)
         columns = (REFERENCE_INDEX, REFERENCE_IDS, REFERENCE_LOG_PROBS)
-        return [StoredTargets(store, store.top_k, 1.0, *columns, owner="the base student")]
+        log_tail = REFERENCE_LOG_TAIL if args.kl_direction == "reverse" else ""
+        return [StoredTargets(store, store.top_k, 1.0, *columns, owner="the base student", log_tail=log_tail)]
 
     def row_columns(self, args: ReasoningSFTConfig) -> dict[str, float]:
         """Per-token columns of a prepared row beside TRL's, and what each holds where there is no supervised token."""
@@ -377,7 +380,10 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
             arguments["kl_weight"] = coefficient * batch.scale.expand(batch.labels.shape)
             arguments["kl_direction"] = self.args.kl_direction
         if REFERENCE_IDS in batch.columns:
-            arguments["reference"] = TopKTargets(batch.columns[REFERENCE_IDS], batch.columns[REFERENCE_LOG_PROBS])
+            columns = batch.columns
+            arguments["reference"] = TopKTargets(
+                columns[REFERENCE_IDS], columns[REFERENCE_LOG_PROBS], columns.get(REFERENCE_LOG_TAIL)
+            )
         return arguments
 
     def _flatten(

@@ -21,7 +21,7 @@ from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig, convert_config
 from trl_reasoning_distill.trainer.head import LossBatch, distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, StoredTargets
+from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, KD_LOG_TAIL, StoredTargets
 from trl_reasoning_distill.trainer.trl_bridge import takes_arguments_of
 
 KD_EXAMPLE_WEIGHT = "kd_example_weight"
@@ -98,8 +98,10 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
     def open_targets(self, args: ReasoningSFTConfig) -> list[StoredTargets]:
         """See `ReasoningSFTTrainer.open_targets`; the teacher's come first."""
         assert isinstance(args, TopKDistillConfig)
+        columns = (KD_INDEX, KD_IDS, KD_LOG_PROBS)
+        log_tail = "" if args.kd_divergence == "forward_kl" else KD_LOG_TAIL
         teacher = StoredTargets(
-            self.store, args.kd_top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
+            self.store, args.kd_top_k, args.kd_temperature, *columns, owner="the teacher", log_tail=log_tail
         )
         return [teacher, *super().open_targets(args)]
 
@@ -175,7 +177,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
             divergence["divergence"] = self.kd_loss
         return {
             **super().loss_arguments(batch),
-            "teacher": TopKTargets(batch.columns[KD_IDS], batch.columns[KD_LOG_PROBS]),
+            "teacher": TopKTargets(batch.columns[KD_IDS], batch.columns[KD_LOG_PROBS], batch.columns.get(KD_LOG_TAIL)),
             "kd_weight": weight,
             "temperature": self.args.kd_temperature,
             "top_p": self.args.kd_top_p,

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from trl_reasoning_distill.data.formatting import answer_boxed, split_marked_answer
-from trl_reasoning_distill.data.normalization import Reading, detect_shape, normalize_row
+from trl_reasoning_distill.data.normalization import normalize_row
+from trl_reasoning_distill.data.published import Reading, detect_shape
 from trl_reasoning_distill.data.shapes import THINK, WORKED, Demonstration, demonstrations, split_reasoning
 from trl_reasoning_distill.data.sources.base import Fields, number_text
 
@@ -64,13 +65,13 @@ def published_reader(row: Fields) -> dict[str, Any]:
     shape = detect_shape(row)
     if "question" in row and shape not in ("gsm8k", "s1k", "messages"):
         return _read(row, DEFAULT_COLUMNS, "optional")
-    if shape in WORKED:
+    if shape is not None and shape in WORKED:
         try:
             return worked_fields(demonstrations(row, shape)[0])
         except ValueError:
             if shape != "question_answer" or "problem" not in row:
                 raise
-    if shape in ("messages", "alpaca", "prompt_completion"):
+    if shape is not None and shape in ("messages", "alpaca", "prompt_completion"):
         return _asked(normalize_row(row, shape, Reading(THINK, needs_reply=False))[0])
     return _read(row, {**DEFAULT_COLUMNS, "question": "problem"} if "problem" in row else DEFAULT_COLUMNS, "optional")
 

@@ -71,8 +71,8 @@ class GenerationOutput:
         text: The completion without special tokens. When the prompt already opened a `<think>`, the tag is put back in
             front, so that the text can be read by itself.
         finish_reason: `"stop"` if the model ended by itself, `"length"` if it was cut, `"error"` if a server gave no answer.
-        num_tokens: Length of what the model wrote, the end token included; 0 if a server does not say.
-        prompt_tokens: Length of the prompt; 0 if a server does not say.
+        num_tokens: Length of what the model wrote, the end token included; 0 if a server does not report it.
+        prompt_tokens: Length of the prompt; 0 if a server does not report it.
         seconds: The request's latency on a server; its share of the batch's time in this process.
         mean_log_prob: Mean log-probability of the completion's tokens under the model at temperature 1, in nats; `None` from an
             engine that does not report it.
@@ -117,7 +117,7 @@ def restore_open_tag(text: str, *, opened: bool = False) -> str:
 
     Args:
         text: The completion.
-        opened: Whether the prompt is known to end with the tag; a server does not tell, but a lone `</think>` does.
+        opened: Whether the prompt is known to end with the tag; a server does not report it, but a lone `</think>` shows it.
     """
     closes_first = _CLOSE_TAG in text and _OPEN_TAG not in text[: text.index(_CLOSE_TAG)]
     if (opened or closes_first) and not text.lstrip().startswith(_OPEN_TAG):

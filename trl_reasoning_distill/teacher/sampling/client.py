@@ -20,7 +20,7 @@ Answer = TypeVar("Answer")
 
 _NO_KEY = "none"  # a local server asks for no key, but the client insists on one
 _LONGEST_PAUSE, _LONGEST_WAIT = 8.0, 60.0  # seconds between two tries, of our own and as a server asks
-_FOR_ALL = (401, 403, 404, 429)  # statuses that say nothing of the one request that met them
+_FOR_ALL = (401, 403, 404, 429)  # statuses that have nothing to do with the one request that met them
 
 
 class ServerError(ValueError):
@@ -36,7 +36,7 @@ class ServerError(ValueError):
 
 
 class RefusedRequestError(ServerError):
-    """A server that was reached and said no (HTTP 4xx): what was asked is wrong for it.
+    """A server that was reached and refused (HTTP 4xx): what was asked is wrong for it.
 
     Attributes:
         status: The HTTP status.
@@ -56,7 +56,7 @@ class ServerClient:
     """Asks a server many things at once, through the `openai` package.
 
     After 429, 5xx, a time-out, a lost connection, or a 200 that holds no answer (an error object, HTML, no choices) a call waits
-    (exponential back-off with jitter, or what the server's `Retry-After` says) and is made again. The key is read from the environment, and
+    (exponential back-off with jitter, or as long as the server's `Retry-After` asks for) and is made again. The key is read from the environment, and
     never stored or shown.
 
     Args:

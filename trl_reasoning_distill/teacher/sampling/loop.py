@@ -80,7 +80,7 @@ def draw_and_judge(
         rounds: What to draw. A round is asked for when the one before it has been drawn and yielded.
         messages: The conversation that asks a problem.
         sampling: How tokens are chosen, and where a completion ends.
-        response_format: What the completions are to look like, which says where an answer ends.
+        response_format: What the completions are to look like, and so where an answer ends.
         seed: Changes every sample's seed.
         timeout: Seconds that verifying one answer may take.
         has_answers: Whether earlier calls have had answers: a server that then answers nothing has refused a few prompts only.

@@ -189,7 +189,7 @@ def _explain(error: ServerError) -> str:
 
 
 def _finish_reason(said: Any, num_tokens: int, limit: int) -> FinishReason:
-    """Anything but a natural end (a content filter, say) left the text incomplete; a server that does not say is judged by the limit."""
+    """Anything but a natural end (a content filter, say) left the text incomplete; where a server names no reason, the limit decides."""
     if said is None:
         return "length" if num_tokens >= limit else "stop"
     return "stop" if said in _ENDS else "length"

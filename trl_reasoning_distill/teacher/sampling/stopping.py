@@ -4,7 +4,7 @@ A base model does not know that its turn is over. Behind `#### 5` it writes the 
 answer, which would then be judged in place of the first. So a completion ends
 
 - at the text of an end-of-turn token, such as `<|im_end|>`, which a model writes whose vocabulary has no such token;
-- at a line such as `Question:`, `Q:` or `Problem 2:`, if what stands before it has an answer;
+- at a line such as `Question:`, `Q:` or `Problem 2:`, if the text before it has an answer;
 - behind a line that marks the answer (`#### 5`, or as the format has it), if another question and answer follow, or a cut.
 
 Inside a thought nothing ends but at an end-of-turn token, and a model that reconsiders (`Wait, …`) is not interrupted.
@@ -51,7 +51,7 @@ def end_completion(
     Args:
         output: What an engine wrote. The tokens it took stay counted.
         response_format: How it was to write; `None` if that was left open.
-        stop: The text ends before the first of these strings, and nowhere else; `None`: as the module says.
+        stop: The text ends before the first of these strings, and nowhere else; `None`: by the rules above.
     """
     text = output.text
     if stop is None:

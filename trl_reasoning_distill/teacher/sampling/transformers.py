@@ -177,8 +177,8 @@ class TransformersEngine:
         for request in requests:
             text = self.render_prompt(request.messages)
             ids = encode_prompt(self.tokenizer, request.messages, **self.chat_template_kwargs)
-            room = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
-            prompts.append(_Prompt(request, ids, min(sampling.max_new_tokens, room), is_opened(text)))
+            left = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
+            prompts.append(_Prompt(request, ids, min(sampling.max_new_tokens, left), is_opened(text)))
         return sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)
 
     def _batches(self, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
