@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-chaos test-lowest check fmt docs bench clean
+.PHONY: help demo test test-slow test-distributed test-chaos test-lowest check fmt docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -56,6 +56,9 @@ docs: $(VENV)/installed-docs ## build the documentation into site/, strictly: a 
 
 bench: $(VENV)/installed-dev ## run every benchmark in its quick form
 	@for benchmark in $(wildcard benchmarks/*.py); do echo "== $$benchmark"; $(BIN)/python $$benchmark --quick || exit 1; done
+
+gpu-check: $(VENV)/installed-dev ## on a machine with a GPU: tests, exactness, ceilings and all tables, in nine minutes, to benchmarks/results/gpu.*
+	$(BIN)/python benchmarks/gpu_check.py --output benchmarks/results/gpu
 
 clean: ## remove the virtual environment and caches; results (runs/) stay
 	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

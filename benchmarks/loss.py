@@ -141,6 +141,31 @@ def liger_jsd(options: argparse.Namespace, small: bool) -> Run:
     )(options, small)
 
 
+def liger_cross_entropy(options: argparse.Namespace, small: bool) -> Run:
+    """Liger's fused linear cross-entropy, where it is installed."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError as error:
+        raise UnavailableError("liger-kernel is not installed") from error
+    if options.device == "cpu":
+        raise UnavailableError("its kernels need a GPU")
+    loss = LigerFusedLinearCrossEntropyLoss()
+    return case(lambda inputs: loss(inputs["weight"], inputs["hidden"], inputs["labels"]))(options, small)
+
+
+def cut_cross_entropy(options: argparse.Namespace, small: bool) -> Run:
+    """Apple's cut-cross-entropy, where it is installed."""
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError as error:
+        raise UnavailableError("cut-cross-entropy is not installed") from error
+    if options.device == "cpu":
+        raise UnavailableError("its kernels need a GPU")
+    return case(lambda inputs: linear_cross_entropy(inputs["hidden"], inputs["weight"], inputs["labels"]))(
+        options, small
+    )
+
+
 def ours(inputs: Inputs, kd: bool = True, masked: bool = False, frozen: bool = False, **arguments: Any) -> Tensor:
     """This package: SFT, or SFT and Top-K distillation."""
     labels, tokens = inputs["labels"].clone(), len(inputs["labels"])
@@ -183,6 +208,8 @@ SUITE = Suite(
         "cross-entropy": case(cross_entropy),
         "textbook SFT + KD": case(textbook),
         "TRL fused SFT": case(trl_fused_sft),
+        "Liger fused CE": liger_cross_entropy,
+        "cut-cross-entropy": cut_cross_entropy,
         "TRL GKD KL": case(trl_gkd, live=True, beta=0.0),
         "TRL GKD JSD 0.5": case(trl_gkd, live=True, beta=0.5),
         "TRL chunked KL": case(trl_chunked_divergence, live=True),

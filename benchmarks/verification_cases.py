@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,12 +49,36 @@ def load_cases(data: Path, further: Path | None = None) -> list[Case]:
         Case("equivalence cases", row["source"].partition("::")[2], row["pred"], row["gold"], row["expected"])
         for row in read_rows(data / "equivalence_cases" / "math_verify.jsonl")
     ]
+    cases += [
+        Case("GSM8K solutions", "gsm8k", row["answer"], row["answer"].rpartition("####")[2].strip(), True)
+        for row in read_rows(data / "gsm8k" / "test.jsonl")
+    ]
+    for path in sorted((data / "answers").glob("*.jsonl")):
+        cases += [
+            Case("reported answers", row["kind"], row["output"], row["gold"], row["expected"] == "correct")
+            for row in read_rows(path)
+        ]
     for index, row in enumerate(read_rows(data / "math" / "math500.jsonl")):
         cases += math_cases(row, index)
+    cases += random_cases()
     for row in read_rows(further) if further else ():
         output = row["pred"] if "$" in row["pred"] else f"\\boxed{{{row['pred']}}}"
         cases.append(Case("further cases", row["source"], output, row["gold"], row["expected"]))
     return cases
+
+
+def random_cases(per_kind: int = 20) -> Iterator[Case]:
+    """Random answers of every type, from the generators of the tests: the same value, another value, and reward hacks."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tests.verification.test_properties import KINDS, boxed, hacks, pairs
+
+    for kind in KINDS:
+        for equal in (True, False):
+            group = "random writings" if equal else "random other values"
+            yield from (
+                Case(group, kind, boxed(answer), gold, equal) for gold, answer in pairs(kind, per_kind, 3, equal=equal)
+            )
+    yield from (Case("reward hacks", "hack", output, gold, False) for output, gold in hacks(per_kind=1))
 
 
 def read_rows(path: Path) -> Iterator[dict]:

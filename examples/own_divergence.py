@@ -41,9 +41,16 @@ class SkewedKLTrainer(TopKDistillTrainer):
 def main(folder: Path = Path("runs/examples/own_divergence"), problems: int = 64, steps: int = 30) -> SkewedKLTrainer:
     """Capture the teacher on a few worked problems, and distil; returns the trainer."""
     rows, _ = worked_rows(load_problems("synthetic_arithmetic", limit=problems), ReasoningFormat.preset("think"))
-    write_jsonl(folder / "train.jsonl", rows)
+    write_jsonl(folder / "rows" / "train.jsonl", rows)
     capture.main(
-        ["--model", str(MODELS / "teacher"), "--dataset", str(folder), "--output_dir", str(folder / "capture")]
+        [
+            "--teacher",
+            str(MODELS / "teacher"),
+            "--dataset",
+            str(folder / "rows"),
+            "--output_dir",
+            str(folder / "capture"),
+        ]
     )
     args = TopKDistillConfig(
         output_dir=str(folder / "trained"),

@@ -53,8 +53,10 @@ def distillation_loss(model: nn.Module, store: TopKStore, number: int) -> Tensor
 def main(folder: Path = Path("runs/examples/store"), problems: int = 64, epochs: int = 6) -> list[float]:
     """Capture, train, and return the mean loss of each epoch."""
     rows, _ = worked_rows(load_problems("synthetic_arithmetic", limit=problems), ReasoningFormat.preset("think"))
-    write_jsonl(folder / "train.jsonl", rows)
-    capture.main(["--teacher", str(TEACHER), "--dataset", str(folder), "--output_dir", str(folder / "capture")])
+    write_jsonl(folder / "rows" / "train.jsonl", rows)
+    capture.main(
+        ["--teacher", str(TEACHER), "--dataset", str(folder / "rows"), "--output_dir", str(folder / "capture")]
+    )
 
     store = TopKStore.open(folder / "capture")
     model = GRUModel(vocab_size=512)

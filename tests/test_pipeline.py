@@ -67,7 +67,7 @@ class Machine:
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "check_options", lambda item: None)  # these YAMLs are no real stage's
+    monkeypatch.setattr(pipeline, "checked_command", lambda item: None)  # these YAMLs are no real stage's
     folder = tmp_path / "recipes" / "tiny"
     folder.mkdir(parents=True)
     for name, text in {"recipe.yaml": RECIPE, **STAGES}.items():
@@ -265,7 +265,7 @@ def test_an_unknown_or_missing_option_of_a_late_stage_is_refused_first(tmp_path:
     path = tmp_path / "g.yaml"
     item = pipeline.RecipeStage("generate", "generate", path, {"num_sample": 1, "env": {}}, path)
     with pytest.raises(ValueError, match=r"g\.yaml: unknown option 'num_sample'. Did you mean 'num_samples'"):
-        pipeline.check_options(item)
+        pipeline.checked_command(item)
     item = pipeline.RecipeStage("generate", "generate", path, {"output_dir": "x", "model": "old name"}, path)
     with pytest.raises(ValueError, match=r"^source is missing"):
-        pipeline.check_options(item)
+        pipeline.checked_command(item)

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from trl_reasoning_distill import processes
 from trl_reasoning_distill.processes import InterruptedBySignal, interrupt, on_interruption
+
+REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -75,15 +78,41 @@ print("done", flush=True)
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]], start_new_session=True)"
 
 
-@pytest.mark.parametrize(("started_by_torchrun", "said"), [(True, ""), (False, "done\n")])
-def test_a_rank_goes_with_a_launcher_that_is_killed(started_by_torchrun: bool, said: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
-    environment |= {"TORCHELASTIC_RUN_ID": "none"} if started_by_torchrun else {}
-    seconds = "60" if started_by_torchrun else "1"
+@pytest.mark.parametrize(("started_by", "said"), [("TORCHELASTIC_RUN_ID", ""), ("TRD_COMMAND", ""), (None, "done\n")])
+def test_a_process_goes_with_a_launcher_that_is_killed(started_by: str | None, said: str) -> None:
+    launchers = ("TORCHELASTIC_RUN_ID", "TRD_COMMAND")
+    environment = {name: value for name, value in os.environ.items() if name not in launchers}
+    environment |= {started_by: "x"} if started_by else {}
+    seconds = "60" if started_by else "1"
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, RANK, seconds], env=environment, stdout=subprocess.PIPE, text=True
     )
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == "at work\n"
     launcher.kill()
-    assert launcher.communicate(timeout=30)[0] == said  # the rank writes to the same pipe: its end is the rank's
+    assert launcher.communicate(timeout=30)[0] == said  # the process writes to the same pipe: its end is the process's
+
+
+def test_accelerate_is_known_by_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, is_known in (
+        (["/env/bin/python", "/env/bin/accelerate", "launch", "recipes/sft.py"], True),
+        (["/env/bin/python", "recipes/sft.py"], False),
+        (["bash", "-c", "accelerate launch x"], False),
+    ):
+        monkeypatch.setattr("psutil.Process.cmdline", lambda self, words=words: words)
+        assert processes._is_accelerate(os.getpid()) == is_known
+
+
+@pytest.mark.distributed
+def test_one_process_behind_accelerate_goes_with_the_front_process(tmp_path: Path) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(RANK.replace("float(sys.argv[1])", "60"))
+    words = ["--config_file", "accelerate_configs/cpu.yaml", "--num_cpu_threads_per_process", "1", str(script)]
+    accelerate = Path(sys.executable).with_name("accelerate")
+    front = subprocess.Popen(
+        [sys.executable, str(accelerate), "launch", *words], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert front.stdout is not None
+    assert front.stdout.readline() == "at work\n"
+    front.kill()
+    assert front.communicate(timeout=30)[0] == ""

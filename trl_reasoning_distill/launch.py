@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from trl_reasoning_distill.config_files import read_config
-from trl_reasoning_distill.processes import on_interruption
+from trl_reasoning_distill.processes import COMMAND_VARIABLE, end_with_launcher, on_interruption
 from trl_reasoning_distill.scripts import source
-from trl_reasoning_distill.scripts.command import COMMAND_VARIABLE, Command, check_known
+from trl_reasoning_distill.scripts.command import Command, check_known
 from trl_reasoning_distill.shipped import shipped_folder
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def main() -> None:
     """
     import psutil
 
+    end_with_launcher()
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGHUP,SIGQUIT")  # torchrun's --signals_to_handle
     from accelerate.commands.launch import main as accelerate_launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

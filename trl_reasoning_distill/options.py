@@ -1,18 +1,15 @@
 """An option of a stage or a trainer, written once: type, bounds, default and help.
 
     @dataclass
-    class Arguments:
+    class Arguments(Options):
         kd_top_k: Count = option(10, "Number of the teacher's ids used per position, most likely first.")
         kd_temperature: Positive = option(2.0, "Temperature of both distributions in the divergence.")
         overlong: Literal["drop", "truncate"] = option("drop", "What happens to rows longer than max_length.")
         store: str = option(help="The teacher's store.")              # required; the dataclass is `kw_only` then
 
-        def __post_init__(self) -> None:
-            check_options(self)
-
 A bound is an `Annotated` type, which dataclasses, `TrlParser` and type checkers read as the plain type. `--help`
 (`scripts.source`) and the tables of `docs/stages/` are read from the same lines. YAML and Python pass values around argparse,
-so `check_options` looks at every value.
+so `check_options` looks at every value; a subclass of TRL's dataclasses calls it in its own `__post_init__`.
 """
 
 from __future__ import annotations
@@ -102,6 +99,13 @@ def option(default: Any = dataclasses.MISSING, help: str = "", *, aliases: Colle
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=functools.partial(type(default), default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+class Options:
+    """Base of a dataclass of options: it checks itself."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def check_options(options: Any) -> None:

@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
     recipe = Path(arguments.recipe)
     stages = _choose(read_recipe(recipe, arguments.runs_dir), arguments.only, getattr(arguments, "from"))
     for item in stages:
-        check_options(item)
+        checked_command(item)
     run_folder = Path(arguments.runs_dir) / recipe.resolve().name
     if arguments.dry_run:
         _look_ahead(stages, run_folder, launcher_words, arguments.overwrite)
@@ -124,7 +124,7 @@ def read_recipe(recipe: Path, runs_dir: str = RUNS) -> list[RecipeStage]:
     return stages
 
 
-def check_options(item: RecipeStage) -> Command:
+def checked_command(item: RecipeStage) -> Command:
     """Refuse unknown and missing options in a stage's YAML, before the first stage of a recipe is started."""
     return Command([], item.options, str(item.source)).checked(item.script, warn=False)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ECHO_SECONDS = 5.0
+COMMAND_VARIABLE = "TRD_COMMAND"
+"""The environment variable in which `trl-distill` gives the processes that it starts what the user typed."""
 
 
 class InterruptedBySignal(KeyboardInterrupt):
@@ -80,18 +82,18 @@ def on_interruption(ask: Callable[[int], None]) -> Iterator[None]:
 
 
 def end_with_launcher(look_every: float = 0.2) -> None:
-    """Kill this rank as soon as the launcher that started it has gone.
+    """Kill this process as soon as the launcher that started it has gone.
 
     torchrun, and so `accelerate launch`, starts each rank in a session of its own: `kill -9` of the launcher or of its process group leaves
-    the ranks at work, beside those of the launch that is to go on in their place. In a process that torchrun did not start
-    nothing happens: one behind `nohup` may outlive its parent.
+    the ranks at work, beside those of the launch that is to go on in their place. So does `kill -9` of a `trl-distill`, or of an `accelerate
+    launch`, that waits for one process. A process that none of them started may outlive its parent, as one behind `nohup` does.
 
     Args:
         look_every: Seconds between two looks.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
     launcher = os.getppid()
+    if not ({"TORCHELASTIC_RUN_ID", COMMAND_VARIABLE} & os.environ.keys() or _is_accelerate(launcher)):
+        return
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -99,6 +101,17 @@ def end_with_launcher(look_every: float = 0.2) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # what is on the disk is safe at any moment, as after any other `kill -9`
 
     threading.Thread(target=watch, name="end_with_launcher", daemon=True).start()
+
+
+def _is_accelerate(process: int) -> bool:
+    """Whether a process is an `accelerate launch`."""
+    import psutil
+
+    try:
+        words = psutil.Process(process).cmdline()
+    except psutil.Error:
+        return False
+    return "launch" in words and any(os.path.basename(word) in ("accelerate", "accelerate.exe") for word in words)
 
 
 def launch_state() -> PartialState:
@@ -125,9 +138,9 @@ def runs_on_cpus() -> bool:
 
     accelerate has to be told, or each of them takes itself for the only one: `accelerate launch` does not hand `use_cpu: true` on to several
     processes. A training is told by its option `use_cpu`, and not by accelerate's environment variable, which would also
-    make accelerate run DDP in DeepSpeed's place without a word.
+    make accelerate run DDP in DeepSpeed's place without a word; where that is set, it is left to decide.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "ACCELERATE_USE_CPU" in os.environ:
         return False
     import torch
 

@@ -5,6 +5,7 @@ Text that comes from data, models or servers goes through `printable`, which `te
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -66,6 +67,29 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return made
 
 
+def wrapped(content: str, columns: int, style: str = "", *, colour: bool, prefix: str = "") -> list[str]:
+    """A text wrapped into lines that each fill so many columns, wide characters counted as two; none for an empty text.
+
+    Args:
+        content: The text.
+        columns: Width of the lines.
+        style: A style of rich.
+        colour: Whether to write the style's escape codes.
+        prefix: What each line begins with.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(color_system="standard" if colour else None, force_terminal=colour, legacy_windows=False)
+    lines = []
+    for wrapped_line in text(content.strip("\n")).wrap(console, columns - len(prefix)) if content.strip() else ():
+        line = Text(prefix + wrapped_line.plain.rstrip(), style)
+        with console.capture() as written:
+            console.print(line, end="", soft_wrap=True)
+        lines.append(written.get() + " " * (columns - line.cell_len))
+    return lines
+
+
 def show(*parts: RenderableType, file: IO[str] | None = None, columns: int | None = None) -> None:
     """Print texts and tables, one below the other; a plain string is made printable.
 
@@ -91,3 +115,10 @@ def show(*parts: RenderableType, file: IO[str] | None = None, columns: int | Non
         console.print(
             text(part) if isinstance(part, str) else part, soft_wrap=columns is None and isinstance(part, str)
         )
+
+
+def shown(*parts: RenderableType) -> str:
+    """What `show` prints into a file, as a text without trailing blanks."""
+    out = io.StringIO()
+    show(*parts, file=out)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))

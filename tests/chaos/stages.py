@@ -19,9 +19,8 @@ import trl.scripts  # noqa: F401
 from transformers.models.llama import modeling_llama  # noqa: F401
 
 from tests.chaos.harness import LOG, MEASURED, OUTPUT
-from trl_reasoning_distill.evaluation import evaluate
 from trl_reasoning_distill.scripts import verify
-from trl_reasoning_distill.teacher import generation
+from trl_reasoning_distill.teacher.sampling import loop
 from trl_reasoning_distill.trainer import topk_distill  # noqa: F401
 from trl_reasoning_distill.trainer.gkd import trainer  # noqa: F401
 
@@ -53,7 +52,7 @@ def run(
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    generation.in_chunks = evaluate.in_chunks = lambda items: ([item] for item in items)  # type: ignore[assignment,misc]
+    loop.in_chunks = lambda items: ([item] for item in items)  # type: ignore[assignment,misc]
     verify._CHUNK = 1  # a kill can come between any two rows
     changes = _count_changes(Path(folder, OUTPUT), dies_at)
     if file_limit is not None:

@@ -14,6 +14,11 @@ from trl_reasoning_distill.data.files import read_json, write_json
 from trl_reasoning_distill.data.manifest import StageRun, describe_input, git_state, installed_versions, read_manifest
 
 
+def files(folder: Path) -> list[str]:
+    """What a user sees there."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def start(folder: Path, config: dict[str, Any] | None = None, **options: Any) -> StageRun:
     return StageRun("verify", folder, {"n": 1, "output_dir": str(folder), **(config or {})}, **options)
 
@@ -29,7 +34,7 @@ def test_a_finished_stage_says_what_made_it(tmp_path: Path) -> None:
         tmp_path / "out", {"traces": "in"}, inputs={"traces": tmp_path / "in.jsonl", "model": "org/name"}, seed=7
     ) as run:
         assert not run.is_finished
-        assert os.listdir(tmp_path / "out") == ["run.json"]
+        assert files(tmp_path / "out") == ["run.json"]
         run.finish({"rows": 3, "share": 0.5}, "3 rows")
         assert run.is_finished
     assert os.listdir(tmp_path / "out") == ["manifest.json"]
@@ -75,7 +80,8 @@ def test_a_folder_of_another_configuration_is_refused_and_the_difference_is_name
     if is_finished:
         finish(tmp_path)
     else:
-        start(tmp_path).__enter__()
+        with start(tmp_path):
+            pass
     state = "a finished" if is_finished else "an unfinished"
     with pytest.raises(ValueError, match=rf"holds {state} run of another configuration \(n was 1, is 2\).*--overwrite"):
         start(tmp_path, {"n": 2}).__enter__()
@@ -100,19 +106,82 @@ def test_a_changed_input_is_another_run_but_a_moved_one_is_not(tmp_path: Path) -
         start(out, {"traces": str(moved)}, inputs={"traces": moved}).__enter__()
 
 
-def test_overwrite_clears_an_earlier_run(tmp_path: Path) -> None:
-    finish(tmp_path)
-    (tmp_path / "old.jsonl").touch()
+def make(folder: Path, *names: str, finish: bool = True) -> None:
+    """A run that makes some files."""
+    with start(folder) as run:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("made")
+        if finish:
+            run.finish({}, "")
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_overwrite_removes_what_the_earlier_run_has_made_and_nothing_else(tmp_path: Path, is_finished: bool) -> None:
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    make(tmp_path, "rows.jsonl", "final_model/model.safetensors", finish=is_finished)
+    if is_finished:
+        (tmp_path / "later.txt").touch()
     with start(tmp_path, {"n": 2}, overwrite=True) as run:
         assert not run.is_finished
-        assert os.listdir(tmp_path) == ["run.json"]
+        kept = ["later.txt"] * is_finished
+        assert files(tmp_path) == sorted(["notes", "run.json", "thesis.tex", *kept])
+        (tmp_path / "rows.jsonl").touch()
+        run.finish({}, "")
+    assert (tmp_path / "notes" / "a.txt").exists()
+    assert read_manifest(tmp_path).outputs == ["rows.jsonl"]
 
 
-def test_overwrite_does_not_clear_a_folder_that_no_stage_made(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    with start(tmp_path, overwrite=True):
-        pass
-    assert (tmp_path / "thesis.tex").exists()
+def test_a_manifest_that_leads_elsewhere_removes_nothing_there(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    make(tmp_path / "out", "rows.jsonl")
+    manifest = read_json(tmp_path / "out" / "manifest.json")
+    names = ["../precious", str(tmp_path / "precious"), "rows.jsonl"]
+    write_json(tmp_path / "out" / "manifest.json", manifest | {"outputs": names})
+    with start(tmp_path / "out", {"n": 2}, overwrite=True):
+        assert files(tmp_path / "out") == ["run.json"]
+    assert (tmp_path / "precious").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "run.json"])
+@pytest.mark.parametrize("content", [{"name": "web", "icons": []}, ["a"], {"stage": "build"}])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_of_another_program_is_left_alone(tmp_path: Path, name: str, content: Any, overwrite: bool) -> None:
+    write_json(tmp_path / name, content)
+    (tmp_path / "index.html").touch()
+    with pytest.raises(ValueError, match=rf"holds a {name} that no stage .*Give another output_dir") as error:
+        start(tmp_path, overwrite=overwrite).__enter__()
+    assert "--overwrite" not in str(error.value)
+    assert files(tmp_path) == ["index.html", name]
+    assert read_json(tmp_path / name) == content
+
+
+def test_a_run_of_0_1_0_that_lists_no_files_is_not_guessed_at(tmp_path: Path) -> None:
+    make(tmp_path, "rows.jsonl")
+    manifest = read_json(tmp_path / "manifest.json")
+    del manifest["outputs"]
+    write_json(tmp_path / "manifest.json", manifest)
+    assert read_manifest(tmp_path).outputs is None
+    with pytest.raises(ValueError, match=r"made by version 0\.1\.0.*by hand"):
+        start(tmp_path, {"n": 2}, overwrite=True).__enter__()
+    assert (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "how"), [("in", "is"), (".", "holds"), ("in/out", "lies in"), ("link", "is"), ("in/../in", "is")]
+)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_an_output_where_an_input_lies_is_refused_before_anything_is_touched(
+    tmp_path: Path, output: str, how: str, overwrite: bool
+) -> None:
+    make(tmp_path / "in", "traces.jsonl")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"The output folder .* {how} an input, traces = "):
+        start(tmp_path / output, inputs={"traces": tmp_path / "in"}, overwrite=overwrite).__enter__()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_other_ranks_see_the_same_and_write_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -16,8 +17,9 @@ from trl_reasoning_distill.data.files import write_jsonl
 from trl_reasoning_distill.data.manifest import StageRun
 from trl_reasoning_distill.doctor.command import main
 from trl_reasoning_distill.doctor.hazards import check_template
-from trl_reasoning_distill.doctor.stages import ExaminedStage, Resources, count_rows
+from trl_reasoning_distill.doctor.stages import ExaminedStage, Resources, count_rows, options_of
 from trl_reasoning_distill.pipeline import read_recipe
+from trl_reasoning_distill.scripts import STAGES
 from trl_reasoning_distill.shipped import copy_recipe
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -122,6 +124,34 @@ def test_another_tokenizer_without_align_is_red(recipe: Path, capsys: pytest.Cap
     code, found = examine(recipe, capsys)
     assert code == 1
     assert "add the stage align" in messages(found, "red")
+
+
+def test_the_doctor_reads_only_options_that_exist(recipe: Path) -> None:
+    (item,) = (item for item in read_recipe(recipe) if item.name == "sft")
+    stage = ExaminedStage(item, Path("runs/mine"))
+    assert stage.get("eval_share") == 0.0
+    assert stage.get("store_top_k") is None, "another stage's"
+    with pytest.raises(KeyError, match="eval_dataset"):
+        stage.get("eval_dataset")
+    names = {option for script in STAGES for option in options_of(script)}
+    for path in (REPOSITORY / "trl_reasoning_distill" / "doctor").glob("*.py"):
+        calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+        called = {call.args[0].value for call in calls if _is_get(call)}
+        assert called <= names | {"count"}, path  # of an entry of a mixture
+
+
+def _is_get(call: ast.Call) -> bool:
+    is_get = (isinstance(call.func, ast.Attribute) and call.func.attr == "get") or (isinstance(call.func, ast.Name) and call.func.id == "get")  # fmt: skip
+    return is_get and bool(call.args) and isinstance(call.args[0], ast.Constant)
+
+
+def test_what_a_stage_refuses_is_red_in_its_own_words(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(recipe, "generate", source="nothing")
+    change(recipe, "capture", store_top_k=0)
+    code, found = examine(recipe, capsys)
+    assert code == 1
+    assert "generate: Unknown source 'nothing'" in messages(found, "red")
+    assert "capture: `store_top_k=0`: must be a whole number ≥ 1." in messages(found, "red")
 
 
 def test_an_unknown_option_is_red_and_a_model_that_cannot_be_had_is_yellow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,16 @@ from scipy import stats
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Prediction, Problem, Verdict
-from trl_reasoning_distill.evaluation import evaluate
 from trl_reasoning_distill.evaluation.compare import compare_models
 from trl_reasoning_distill.evaluation.evaluate import EvaluationConfig, evaluate_models, result_line
 from trl_reasoning_distill.evaluation.metrics import summarize
-from trl_reasoning_distill.teacher.sampling import EngineArguments, GenerationOutput, GenerationRequest, SamplingConfig
+from trl_reasoning_distill.teacher.sampling import (
+    EngineArguments,
+    GenerationOutput,
+    GenerationRequest,
+    SamplingConfig,
+    loop,
+)
 
 PROBLEMS = [
     Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=str(i + 1), source="s", kind="odd" if i % 2 else "even")
@@ -58,7 +64,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, Calculator]:
     monkeypatch.setattr(
         EngineArguments, "make_engine", lambda self, model, kind=None: known[f"{kind}:{model}" if kind else model]
     )
-    monkeypatch.setattr(evaluate, "in_chunks", lambda items: ([item] for item in items))
+    monkeypatch.setattr(loop, "in_chunks", lambda items: ([item] for item in items))
     return known
 
 
@@ -137,6 +143,38 @@ def test_an_undecided_answer_is_neither_right_nor_wrong_and_is_said() -> None:
     assert result_line({"models": {"a": metrics}, "dataset": {"n": 3}}) == "a 33.3 % (n = 3, 1 answers undecided)"
 
 
+def test_an_answer_that_a_server_does_not_give_is_undecided_with_its_reason(
+    tmp_path: Path, engines: dict[str, Calculator]
+) -> None:
+    class Refuses(Calculator):
+        def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingConfig) -> Any:
+            for request, output in super().generate(requests, sampling):
+                refused = GenerationOutput("", "error", 0, 0, 0.0, error="HTTP 400: filtered")
+                yield request, refused if request.key == "p2#0" else output
+
+    engines |= {"a": Refuses(), "b": Calculator()}
+    metrics = evaluate_models({"a": "a", "b": "b"}, PROBLEMS, tmp_path, show_progress=False)
+    assert (metrics["models"]["a"]["correct"], metrics["models"]["a"]["undecided"]) == (5, 1)
+    assert metrics["models"]["a"]["truncation_rate"] == 0
+    (refused,) = [row for row in rows(tmp_path) if row["finish_reason"] == "error"]
+    assert (refused["problem_id"], refused["status"], refused["reason"]) == ("p2", "undecided", "HTTP 400: filtered")
+    assert compare_models(rows(tmp_path)).models["a"].undecided == 1
+
+
+def test_an_answer_is_judged_before_a_question_of_the_models_own(
+    tmp_path: Path, engines: dict[str, Calculator]
+) -> None:
+    class RunsOn(Calculator):
+        def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingConfig) -> Any:
+            for request, output in super().generate(requests, sampling):
+                yield request, dataclasses.replace(output, text=f"{output.text}\n\nQuestion: What is 6 + 6?\n\n12")
+
+    engines |= {"base": RunsOn()}
+    metrics = evaluate_models({"base": "base"}, PROBLEMS, tmp_path, show_progress=False)
+    assert metrics["models"]["base"]["accuracy"] == 1.0
+    assert not any("Question" in row["completion"] for row in rows(tmp_path))
+
+
 def test_a_killed_evaluation_goes_on_per_answer_and_with_other_ranks(
     tmp_path: Path, engines: dict[str, Calculator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +199,7 @@ def test_a_killed_evaluation_goes_on_per_answer_and_with_other_ranks(
         state = types.SimpleNamespace(
             process_index=rank, num_processes=2, is_main_process=rank == 0, wait_for_everyone=lambda: None
         )
-        monkeypatch.setattr(evaluate, "launch_state", lambda state=state: state)
+        monkeypatch.setattr(loop, "launch_state", lambda state=state: state)
         metrics = evaluate_models(models, PROBLEMS, tmp_path / "ranks", show_progress=False)
         assert bool(metrics) == (rank == 0)
     assert len(engines["first"].asked) == 6

@@ -219,7 +219,10 @@ def test_several_answers_per_problem_are_shown(tmp_path):
         for sample in range(4)
     ]
     write_jsonl(tmp_path / "predictions.jsonl", rows)
-    metrics = {model: summarize([row for row in rows if row["model"] == model]) for model in ("sft", "distilled")}
+    metrics = {
+        model: summarize([Prediction.from_row(row) for row in rows if row["model"] == model])
+        for model in ("sft", "distilled")
+    }
     write_json(tmp_path / "metrics.json", {"models": metrics})
     write_report(tmp_path, tmp_path / "report")
     told = " ".join(Page((tmp_path / "report" / "report.html").read_text()).texts)

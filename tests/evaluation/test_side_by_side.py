@@ -9,14 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
+from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.evaluation.side_by_side import Reply, make_reply, render
-from trl_reasoning_distill.teacher.sampling import GenerationOutput
+from trl_reasoning_distill.teacher.sampling import GenerationOutput, GenerationRequest
+from trl_reasoning_distill.teacher.sampling.loop import Sample
+from trl_reasoning_distill.verification.verify import verify_answer
 
 THINK = ReasoningFormat.preset("think")
 
 
 def reply(text: str, gold: str | None = None, name: str = "student", reason: str = "stop") -> Reply:
-    return make_reply(name, GenerationOutput(text, reason, 7, 3, 0.25), THINK, gold)  # type: ignore[arg-type]
+    output = GenerationOutput(text, reason, 7, 3, 0.25)  # type: ignore[arg-type]
+    problem = Problem(id="p", question="?", answer=gold, source="s")
+    sample = Sample(problem, 0, GenerationRequest("p#0", []), output, verify_answer(text, gold))
+    return make_reply(name, sample, THINK)
 
 
 def test_thought_answer_and_verdict_are_told_apart() -> None:

@@ -35,7 +35,7 @@ SHARED = ("options",)  # how an option is written: of the standard library alone
 LIVE_TEACHER = ("teacher.context", "teacher.scoring", "teacher.sampling")  # asked in the training step
 
 RULES = {
-    "data": Rule(internal=("extras", "terminal"), banned=HEAVY),
+    "data": Rule(internal=("extras", "folders", "terminal"), banned=HEAVY),
     "verification": Rule(internal=("data", "extras"), banned=HEAVY),
     "teacher": Rule(
         internal=("data", "verification", "losses.head", "losses.topk", "extras", "hub", "processes"), banned=TRL
@@ -72,7 +72,7 @@ RULES = {
             "config_files",
         )
     ),
-    "processes": Rule(internal=(), only=frozenset({"accelerate", "torch"})),
+    "processes": Rule(internal=(), only=frozenset({"accelerate", "psutil", "torch"})),
     "hub": Rule(internal=(), only=frozenset({"transformers"})),
     "extras": Rule(internal=(), only=frozenset()),
     "options": Rule(internal=(), only=frozenset()),
@@ -81,6 +81,7 @@ RULES = {
         internal=("scripts", "pipeline", "processes", "data", "hub", "teacher.store.vocabulary", "losses", "terminal"),
         banned=TRL,
     ),
+    "folders": Rule(internal=(), only=frozenset({"filelock", "psutil"})),
     "config_files": Rule(internal=(), only=frozenset({"ruamel"})),
     "shipped": Rule(internal=("config_files",), only=frozenset()),
     "launch": Rule(

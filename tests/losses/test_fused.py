@@ -149,9 +149,9 @@ def test_one_tile_lives_at_a_time(device):
     made: list[weakref.ref[torch.Tensor]] = []
     logits_of = _fused_head.Head.logits
 
-    def noting(head, hidden):
+    def noting(head, hidden, **options):
         assert not any(tile() is not None for tile in made)
-        tile = logits_of(head, hidden)
+        tile = logits_of(head, hidden, **options)
         made.append(weakref.ref(tile))
         return tile
 
@@ -333,6 +333,41 @@ def test_the_upstream_gradient_scales_and_a_second_backward_is_refused(device):
         torch.autograd.grad(loss, hidden)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_second_backward_is_refused_also_where_nothing_is_scaled(device, dtype):
+    case = problem()
+    hidden = case.hidden.to(device, dtype).requires_grad_()
+    loss = fused_linear_distillation_loss(hidden, case.weight.to(device, dtype), case.labels.to(device)).loss
+    first = torch.autograd.grad(loss, hidden, retain_graph=True)[0].clone()
+    assert first.any()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, hidden)
+
+
+def test_a_second_derivative_is_refused(device):
+    """Not given as a gradient without a graph, whose own gradient would be zero in silence."""
+    case = problem()
+    hidden = case.hidden.to(device).requires_grad_()
+    loss = fused_linear_distillation_loss(hidden, case.weight.to(device), case.labels.to(device)).loss
+    with pytest.raises(RuntimeError, match=r"no second derivative.*Leave out `create_graph=True`"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+def test_the_loss_may_stand_in_a_checkpoint(device):
+    case = problem()
+    hidden, weight = case.hidden.to(device).requires_grad_(), case.weight.to(device)
+    expected = torch.autograd.grad(fused_linear_distillation_loss(hidden, weight, case.labels.to(device)).loss, hidden)
+    for reentrant in (False, True):
+        loss = torch.utils.checkpoint.checkpoint(
+            lambda x: fused_linear_distillation_loss(x * 1, weight, case.labels.to(device)).loss,
+            hidden,
+            use_reentrant=reentrant,
+        )
+        hidden.grad = None
+        loss.backward()
+        torch.testing.assert_close(hidden.grad, expected[0])
+
+
 def test_masked_tokens_do_not_matter_whatever_they_hold(device):
     case = problem()
     out, grads = case.run(device=device)
@@ -364,6 +399,8 @@ def test_chunks_are_chosen_by_memory():
         ({"bias": torch.zeros(4)}, r"`bias` must be of shape \(5,\)"),
         ({"labels": torch.zeros(2, dtype=torch.long)}, "`labels` has 2 tokens, but `hidden` has 3"),
         ({"labels": torch.full((3,), 5)}, "`labels` holds the id 5, but the head knows 5 tokens"),
+        ({"labels": torch.tensor([0, -1, 2])}, "`labels` holds -1, which is no token. Only -100 marks"),
+        ({"labels": torch.tensor([0, -99, -100])}, "`labels` holds -99"),
         ({"sft_weight": torch.ones(2)}, r"`sft_weight` must be a number or of shape \(3,\)"),
         ({"weight": torch.zeros(5, 3)}, "`hidden` and `weight` must be"),
         (

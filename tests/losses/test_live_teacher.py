@@ -135,9 +135,9 @@ def test_no_second_tile_is_as_large_as_the_chunk(device):
     sizes = []
     logits_of = _fused_head.Head.logits
 
-    def noting(head, hidden):
+    def noting(head, hidden, **options):
         sizes.append((len(head.weight), len(hidden)))
-        return logits_of(head, hidden)
+        return logits_of(head, hidden, **options)
 
     with (
         unittest.mock.patch.object(_fused_head.Head, "logits", noting),

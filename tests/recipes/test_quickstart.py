@@ -66,10 +66,10 @@ def test_traces_become_verdicts_and_right_ones_training_rows(finished: FinishedR
     problems = [Problem.from_row(row) for row in finished.rows("generate/problems.jsonl")]
     traces = [Trace.from_row(row) for row in finished.rows("generate/traces.jsonl")]
     assert len(problems) == 12
-    assert [(trace.problem_id, trace.answer) for trace in traces] == [(each.id, each.answer) for each in problems]
+    assert [(trace.problem_id, trace.gold_answer) for trace in traces] == [(each.id, each.answer) for each in problems]
     verdicts = finished.rows("verify/verdicts.jsonl")
     assert [row["completion"] for row in verdicts] == [trace.completion for trace in traces]
-    assert [row["status"] for row in verdicts] == [verify_answer(t.completion, t.answer).status for t in traces]
+    assert [row["status"] for row in verdicts] == [verify_answer(t.completion, t.gold_answer).status for t in traces]
     right = [row for row in verdicts if row["status"] == "correct"]
     assert len(right) >= 6, "the teacher solves nine of ten problems"
     kept = finished.rows("verify/train.jsonl")

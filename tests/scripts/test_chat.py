@@ -96,7 +96,7 @@ def test_questions_are_read_as_they_are_written(line: str, expected: tuple[str, 
     [
         ([], "student is missing"),
         (["--student", "m", "--gold", "3"], "gold is the answer to a question"),
-        (["--student", "m", "--color", "blue"], "color='blue'"),
+        (["--student", "m", "--color", "blue"], "--color: invalid choice: 'blue'"),
         (["--student", '{"engine": "openai"}'], "needs the key `model`"),
     ],
 )

@@ -270,3 +270,20 @@ def test_a_recipe_is_walked_as_far_as_its_inputs_exist(
     assert "would read 8 of 8 rows" in text
     assert len(marked(text)) == 4
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_data_and_models_write_commands_no_terminal(dry_run: Callable[..., str], tmp_path: Path) -> None:
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202e"
+    rows = [
+        {**row, "problem_id": f"p{hostile}", "question": f"q{hostile}", "answer": f"4{hostile}"} for row in TRACES[:2]
+    ]
+    write_jsonl(tmp_path / "in" / "traces.jsonl", rows)
+    problems = [
+        {**row, "id": f"{n}{hostile}", "question": f"{n}{hostile}", "source": f"s{hostile}"}
+        for n, row in enumerate(PROBLEMS)
+    ]
+    write_jsonl(tmp_path / "in" / "problems.jsonl", problems)
+    mixture = {str(tmp_path / "in" / "problems.jsonl"): 4}
+    for text in (dry_run(verify, traces=str(tmp_path / "in")), dry_run(data, mixture=mixture, decontaminate=["none"])):
+        assert not set(text) & set("\x1b\x07\u202e")
+        assert "owned" in text

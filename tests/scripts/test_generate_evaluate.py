@@ -56,7 +56,7 @@ def test_models_that_cannot_be_read_are_refused(models: list[str], message: str)
 @pytest.mark.parametrize(
     ("stage", "words", "message"),
     [
-        (generate, [], "model is missing"),
+        (generate, [], "teacher and source are missing"),
         (generate, ["--teacher", "m"], "source is missing"),
         (generate, ["--teacher", "m", "--source", "s", "--response_format", "thimk"], "Did you mean 'think'"),
         (generate, ["--teacher", "m", "--source", "s", "--temperature", "-1"], "temperature=-1"),
@@ -98,7 +98,7 @@ def test_generate_runs_once_and_a_dry_run_only_says_what_it_would_do(
     assert capsys.readouterr().out.startswith("generate: 8 traces for 4 problems · ")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["stage"], manifest["counts"]["traces"], manifest["seed"]) == ("generate", 8, 0)
-    assert manifest["inputs"]["model"]["hash"]
+    assert manifest["inputs"]["teacher"]["hash"]
     traces = (tmp_path / "out" / "traces.jsonl").read_bytes()
     generate.main([*words, "--max_batch_size", "3"])
     assert "nothing to do" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from trl_reasoning_distill.extras import MissingExtraError, require_extra
 from trl_reasoning_distill.options import Count, option
 from trl_reasoning_distill.scripts import command, source
 from trl_reasoning_distill.scripts.command import _GRACE_SECONDS, Command, split_config
-from trl_reasoning_distill.scripts.stage import StageArguments, parse_stage, stage_main
+from trl_reasoning_distill.scripts.stage import StageArguments, command_main, parse_stage
 
 
 @dataclass(kw_only=True)
@@ -128,7 +128,7 @@ def test_config_in_both_spellings() -> None:
         split_config(["--config", "a", "--config=b"])
 
 
-@stage_main
+@command_main
 def main(command: Command) -> None:
     raise {
         "value": ValueError("top_k is \x1b[31mwrong"),

@@ -186,7 +186,7 @@ def test_what_would_fail_at_the_first_evaluation_is_refused_before(tmp_path: Pat
     )
     with pytest.raises(ValueError, match=r"measured on held-out problems: set accuracy_problems"):
         AccuracyArguments().check(config)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="`accuracy_problems=-1`: must be a whole number ≥ 0"):
         AccuracyArguments(accuracy_problems=-1)
 
 

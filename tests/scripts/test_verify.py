@@ -70,6 +70,30 @@ def test_a_report_of_shares(generated: Path, tmp_path: Path, capsys: pytest.Capt
     assert {row["rule"] for row in read_jsonl(tmp_path / "verify" / "verdicts.jsonl")} == {"whole"}
 
 
+def test_where_rules_disagree_examples_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finals = ["The answer is 5. So \\boxed{4}"] * 7 + ["\\boxed{4.0} The answer is 4."]
+    rows = [trace(f"p{number}", 0, final) for number, final in enumerate(finals)]
+    write_jsonl(tmp_path / "traces.jsonl", rows)
+    verify.main(
+        [
+            "--traces",
+            str(tmp_path / "traces.jsonl"),
+            "--response_format",
+            "think",
+            "--output_dir",
+            str(tmp_path / "verify"),
+        ]
+    )
+    disagreements = read_json(tmp_path / "verify" / "summary.json")["disagreements"]
+    assert list(disagreements) == ["boxed, not answer_is"]
+    kind = disagreements["boxed, not answer_is"]
+    assert (kind["traces"], kind["correct"], len(kind["examples"])) == (7, 7, 5)
+    assert kind["examples"][0] | {"boxed": "4", "answer_is": "5", "gold": "4"} == kind["examples"][0]
+    printed = capsys.readouterr().out
+    assert "boxed, not answer_is: 7 traces, 7 right" in printed
+    assert printed.count("p0/0: boxed '4', answer_is '5', gold '4'") == 1
+
+
 def test_a_stopped_run_goes_on(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_CHUNK", 3)
     verify_chunk, seen = verify._verify_chunk, []

@@ -22,14 +22,20 @@ def make_records(
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, vocab_size)) * rng.gamma(2.0, scale / 2, size=(n, 1))
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    ids = np.argsort(-log_p, axis=1)[:, :top_k]
+    order = np.argsort(-log_p, axis=1)
+    ids, others = order[:, :top_k], order[:, top_k:]
     lse = np.stack([np.log(np.exp(log_p / t).sum(axis=1)) for t in temperatures], axis=1)
     lse[:, list(temperatures).index(1.0)] = 0.0
+    rest = np.take_along_axis(log_p, others, 1)
+    log_tail = np.stack(
+        [np.logaddexp.reduce(rest / t, axis=1) - lse[:, column] for column, t in enumerate(temperatures)], axis=1
+    )
     return TopKLogProbs(
         ids.astype(np.int32),
         np.take_along_axis(log_p, ids, 1).astype(np.float32),
         lse.astype(np.float32),
         tuple(temperatures),
+        log_tail.astype(np.float32),
     )
 
 

@@ -264,6 +264,21 @@ def test_head_makes_logits_a_tile_at_a_time(monkeypatch):
     np.testing.assert_allclose(tiled.log_sum_exp, whole.log_sum_exp, atol=1e-5)
 
 
+def test_head_knows_the_tail_of_a_sharp_teacher():
+    """e^-120 of the mass, of which neither a difference nor float32 keeps anything; padding rows are part of it."""
+    model = make_model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(6.0)
+    hidden = 4 * torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    records = LanguageModelHead(model, range(259)).records(hidden, 8, (1.0, 2.0))
+    logits = (hidden.double() @ model.lm_head.weight.double().T).detach()
+    for column, temperature in enumerate((1.0, 2.0)):
+        log_p = (logits / temperature).log_softmax(-1)
+        rest = log_p.scatter(1, torch.from_numpy(records.ids).long(), -torch.inf).logsumexp(-1)
+        np.testing.assert_allclose(records.log_tail[:, column], rest, rtol=1e-5, atol=1e-4)
+    assert records.log_tail.min() < -90
+
+
 def test_head_follows_scale_and_cap():
     """Granite divides its logits, Gemma 2 caps them: both, against the plain formula."""
     model = make_model()

@@ -22,7 +22,7 @@ from trl_reasoning_distill.data.schema import Problem, Trace
 from trl_reasoning_distill.data.synthetic import iter_problems
 from trl_reasoning_distill.teacher import generation
 from trl_reasoning_distill.teacher.generation import GenerationConfig, build_messages, generate, instructed, sample_seed
-from trl_reasoning_distill.teacher.sampling import GenerationOutput, GenerationRequest, SamplingConfig
+from trl_reasoning_distill.teacher.sampling import GenerationOutput, GenerationRequest, SamplingConfig, loop
 from trl_reasoning_distill.teacher.sampling.transformers import TransformersEngine
 
 THREE = GenerationConfig(num_samples=3, seed=1, sampling=SamplingConfig(16, temperature=1.0))
@@ -56,7 +56,7 @@ class PlannedEngine:
 @pytest.fixture(autouse=True)
 def write_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a kill can come between any two rows."""
-    monkeypatch.setattr(generation, "in_chunks", lambda items: ([item] for item in items))
+    monkeypatch.setattr(loop, "in_chunks", lambda items: ([item] for item in items))
 
 
 def problems(count: int = 5) -> list[Problem]:
@@ -72,7 +72,7 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int) -> None:
     state = types.SimpleNamespace(
         process_index=rank, num_processes=ranks, is_main_process=rank == 0, wait_for_everyone=lambda: None
     )
-    monkeypatch.setattr(generation, "launch_state", lambda: state)
+    monkeypatch.setattr(loop, "launch_state", lambda: state)
 
 
 def test_traces_stand_in_order_and_carry_their_problem(tmp_path: Path) -> None:
@@ -256,6 +256,71 @@ def test_time_counts_over_all_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert counts["seconds"] > spent + 10
     assert counts["tokens_per_second"] == pytest.approx(75 / counts["seconds"], abs=0.06)
     assert not (tmp_path / "clock.jsonl").exists()
+
+
+class RefusingEngine(PlannedEngine):
+    """A server that refuses some seeds, as an engine yields it; an error after them if it answers nothing."""
+
+    def __init__(self, refused: set[int], **options: Any) -> None:
+        super().__init__(**options)
+        self.refused = refused
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingConfig
+    ) -> Iterator[tuple[GenerationRequest, GenerationOutput]]:
+        yield from super().generate([request for request in requests if request.seed not in self.refused], sampling)
+        refused = [request for request in requests if request.seed in self.refused]
+        for request in refused:
+            yield request, GenerationOutput("", "error", 0, 0, 0.0, error="HTTP 400: filtered")
+        if len(refused) == len(requests):
+            raise ValueError("HTTP 400: filtered")
+
+
+def test_a_problem_that_a_server_refuses_is_counted_and_listed(tmp_path: Path) -> None:
+    given = problems()
+    refused = {sample_seed(given[1].id, sample, 1) for sample in range(3)}
+    counts = generate(given, RefusingEngine(refused), THREE, tmp_path)
+    assert (counts["traces"], counts["failed"]) == (12, 3)
+    assert given[1].id not in {row["problem_id"] for row in rows(tmp_path)}
+    failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    assert failures == [{"problem_id": given[1].id, "sample": n, "error": "HTTP 400: filtered"} for n in range(3)]
+
+    counts = generate(given, RefusingEngine(refused), THREE, tmp_path)  # asked again, and refused again
+    assert (counts["traces"], counts["failed"]) == (12, 3)
+    counts = generate(given, PlannedEngine(), THREE, tmp_path)  # a server that has changed its mind
+    assert (counts["traces"], counts["failed"]) == (15, 0)
+    assert not (tmp_path / "failures.jsonl").exists()
+
+
+def test_a_run_with_nothing_left_but_refusals_ends(tmp_path: Path) -> None:
+    given = problems()
+    refused = {sample_seed(given[4].id, sample, 1) for sample in range(3)}
+    generate(given[:4], PlannedEngine(), THREE, tmp_path)
+    counts = generate(given, RefusingEngine(refused), THREE, tmp_path)
+    assert (counts["traces"], counts["failed"]) == (12, 3)
+
+
+def test_a_server_that_answers_nothing_is_an_error(tmp_path: Path) -> None:
+    given = problems()
+    refused = {sample_seed(problem.id, sample, 1) for problem in given for sample in range(3)}
+    with pytest.raises(ValueError, match="HTTP 400: filtered"):
+        generate(given, RefusingEngine(refused), THREE, tmp_path)
+    assert not list(tmp_path.glob("failures*"))
+
+
+def test_a_trace_ends_before_a_question_of_the_models_own(tmp_path: Path) -> None:
+    class RunsOn(PlannedEngine):
+        def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingConfig) -> Any:
+            for request in requests:
+                yield request, GenerationOutput("so\n#### 5\n\nQuestion: 1+1?\n#### 2", "length", 9, 7, 0.1)
+
+    config = GenerationConfig(response_format=ReasoningFormat.preset("gsm8k"))
+    generate(problems(1), RunsOn(), config, tmp_path / "ended")
+    (row,) = rows(tmp_path / "ended")
+    assert (row["completion"], row["finish_reason"]) == ("so\n#### 5", "stop")
+    own = dataclasses.replace(config, sampling=SamplingConfig(stop=()))
+    generate(problems(1), RunsOn(), own, tmp_path / "whole")
+    assert rows(tmp_path / "whole")[0]["completion"].endswith("#### 2")
 
 
 _RANK = """

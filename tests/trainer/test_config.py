@@ -6,6 +6,7 @@ import pytest
 
 from trl_reasoning_distill.losses.divergence import DIVERGENCES
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
 
 
 def make(config_class: type = TopKDistillConfig, **values: object) -> object:
@@ -54,7 +55,10 @@ def test_defaults_are_the_published_ones() -> None:
         ({"reference_logits": "x"}, r"`reference_logits='x'` without the KL term"),
         ({"use_kl_regularization": True, "kl_target": 0.0}, r"`kl_target=0\.0`: must be a number > 0"),
         ({"use_kl_regularization": True, "kl_target": 1.0, "kl_coef": 0.0}, r"`kl_coef=0\.0`: must be a number > 0"),
-        ({"use_kl_regularization": True, "reference_logits": True}, r"`reference_logits=True`: must be the path"),
+        (
+            {"use_kl_regularization": True, "reference_logits": True},
+            r"`reference_logits=True`: must be text, found bool",
+        ),
         ({"reasoning_format": "thnik"}, r"Did you mean 'think'"),
         ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor=0\.1`: must be 0.*never builds"),
     ],
@@ -73,3 +77,10 @@ def test_every_field_of_ours_has_help_and_its_default_is_valid() -> None:
     for config_class in (ReasoningSFTConfig, TopKDistillConfig):
         for name in vars(config_class)["__annotations__"]:
             assert config_class.__dataclass_fields__[name].metadata["help"], name
+
+
+def test_names_of_0_1_are_taken_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="`top_k` is called `kd_top_k` now"):
+        assert make(top_k=7).kd_top_k == 7
+    with pytest.warns(FutureWarning, match="`teacher_tokenizer_name_or_path` is called `teacher_tokenizer` now"):
+        assert make(TopKGKDConfig, teacher_tokenizer_name_or_path="x").teacher_tokenizer == "x"

@@ -17,7 +17,7 @@ from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS
+from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, KD_LOG_TAIL
 from trl_reasoning_distill.trainer.topk_distill import TopKDistillTrainer
 
 TOP_K, TEMPERATURE, ALPHA = 6, 2.0, 0.7
@@ -74,6 +74,73 @@ def test_gradient_against_dense_float64(distill: Callable[..., Any], teacher: An
     assert logged(trainer, "loss")[0] == pytest.approx((sft + ALPHA * kd).item(), rel=1e-6)
     assert logged(trainer, "grad_norm")[0] == pytest.approx(gradient.norm().item(), rel=1e-5)
     assert (start - weights(trainer) - gradient).norm() / gradient.norm() < 1e-5
+
+
+def sharp_teacher() -> Any:
+    """It leaves e^-20 and less outside its Top-K."""
+    model = tiny.make_model(7)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8.0)
+    return model
+
+
+def dense_reverse_kl(student: Any, teacher: Any, k: int) -> torch.Tensor:
+    """Mean KL(student ‖ teacher) at T = 1 on K ids and one tail bucket, from full float64 logits."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in tiny.make_rows():
+        tokens = tokenize_example(tiny.make_tokenizer(), row)
+        ids, keep = torch.tensor([tokens.input_ids]), torch.tensor(tokens.labels)[1:] != -100
+        log_q = student(ids).logits[0, :-1][keep].log_softmax(-1)
+        with torch.no_grad():
+            log_p = teacher(ids).logits[0, :-1][keep].log_softmax(-1)
+        top = log_p.topk(k).indices
+        buckets = [
+            torch.cat([x.gather(1, top), x.scatter(1, top, -torch.inf).logsumexp(-1, keepdim=True)], -1)
+            for x in (log_q, log_p)
+        ]
+        total = total + (buckets[0].exp() * (buckets[0] - buckets[1])).sum()
+        count += int(keep.sum())
+    return total / count
+
+
+@pytest.mark.parametrize("encoding", ["lossless", "compact"])
+@pytest.mark.parametrize("top_k", [8, 3])
+def test_reverse_kl_to_a_sharp_teacher_against_dense_float64(
+    distill: Callable[..., Any], tokenizer: Any, tmp_path: Path, top_k: int, encoding: str
+) -> None:
+    """Its gradient takes the logarithm of the tail, of which one minus the rest knows nothing."""
+    teacher = sharp_teacher()
+    store = tiny.make_store(tmp_path / "sharp", teacher, tokenizer, tiny.make_rows(), encoding=encoding)
+    exact = tiny.make_model().double()
+    start = torch.cat([parameter.detach().flatten() for parameter in exact.parameters()])
+    reverse_kl = dense_reverse_kl(exact, sharp_teacher().double(), top_k)
+    reverse_kl.backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in exact.parameters()])
+
+    options = {"max_steps": 1, "per_device_train_batch_size": 8, "learning_rate": 1.0, "kd_temperature": 1.0}
+    options |= {"kd_top_k": top_k, "kd_divergence": "reverse_kl", "teacher_logits": str(store)}
+    without = distill(model=tiny.make_model(), **options, kd_weight=0.0)
+    trainer = distill(model=tiny.make_model(), **options, kd_weight=1.0)
+    measured = weights(without) - weights(trainer)
+    tolerance = 1e-4 if encoding == "lossless" else 5e-3
+    assert logged(trainer, "kd_loss")[0] == pytest.approx(reverse_kl.item(), rel=tolerance)
+    assert (measured - gradient).norm() / gradient.norm() < tolerance
+    assert start.shape == gradient.shape
+
+
+def test_a_store_without_tails_trains_as_before(
+    distill: Callable[..., Any], teacher: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """One of version 0.1.0, or of a server; and forward KL does without tails from any."""
+    stores = [
+        tiny.make_store(tmp_path / str(known), teacher, tokenizer, tiny.make_rows(), log_tails=known)
+        for known in (True, False)
+    ]
+    for divergence, is_used in (("forward_kl", False), ("reverse_kl", True)):
+        with_tails, without = (distill(teacher_logits=str(store), kd_divergence=divergence) for store in stores)
+        assert (KD_LOG_TAIL in with_tails.loss_columns) == is_used
+        assert KD_LOG_TAIL not in without.loss_columns
+        torch.testing.assert_close(weights(with_tails), weights(without), rtol=0, atol=1e-5 if is_used else 0)
 
 
 def _double(model: Any) -> Any:

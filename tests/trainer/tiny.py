@@ -92,6 +92,7 @@ def make_store(
     *,
     top_k: int = 8,
     fingerprint: dict[str, Any] | None = None,
+    log_tails: bool = True,
     **writer_arguments: Any,
 ) -> Path:
     """Capture the teacher's Top-K on `rows`, one row at a time and without any of the product's capture code."""
@@ -109,8 +110,14 @@ def make_store(
             logits = teacher(torch.tensor([tokens.input_ids])).logits[0, [t - 1 for t in supervised]].double()
             log_probs, ids = logits.log_softmax(-1).topk(top_k)
             lse = torch.stack([(logits.log_softmax(-1) / t).logsumexp(-1) for t in TEMPERATURES], -1)
+            rest = logits.log_softmax(-1).scatter(-1, ids, -torch.inf)
+            log_tail = torch.stack([(rest / t).logsumexp(-1) for t in TEMPERATURES], -1) - lse
             records = TopKLogProbs(
-                ids.numpy().astype(np.int32), log_probs.float().numpy(), lse.float().numpy(), TEMPERATURES
+                ids.numpy().astype(np.int32),
+                log_probs.float().numpy(),
+                lse.float().numpy(),
+                TEMPERATURES,
+                log_tail.float().numpy() if log_tails else None,
             )
             writer.add(tokens.input_ids, tokens.labels, records)
     return path

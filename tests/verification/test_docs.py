@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
 from tests.verification.test_verify import DISAGREEMENTS
-from trl_reasoning_distill.verification import extract
+from trl_reasoning_distill.verification import answers, extract
+from trl_reasoning_distill.verification.comparison import RULES
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +81,33 @@ def test_every_disagreement_is_told(page: str) -> None:
     assert [int(row) for row in rows] == sorted(DISAGREEMENTS)
 
 
-def test_the_tables_are_those_of_the_benchmark(page: str, repository: Path) -> None:
+def between(page: str, begin: str, end: str) -> list[str]:
+    start = page.index(begin)
+    return [line for line in page[start : page.index(end, start)].splitlines()[1:] if line.strip()]
+
+
+def test_the_page_of_rules_is_the_codes(page: str) -> None:
+    expected = [
+        "| gold answer | what is the same |",
+        "|---|---|",
+        *(f"| {name} | {rule} |" for _, name, rule, _ in RULES),
+    ]
+    assert between(page, "<!-- rules:", "<!-- end of rules -->") == expected
+
+
+def test_there_is_a_rule_for_each_type_of_answer() -> None:
+    assert {kind for kind, *_ in RULES} == set(typing.get_args(answers.Answer))
+
+
+def test_the_figures_are_those_of_the_benchmark(page: str, repository: Path) -> None:
     results = (repository / "benchmarks" / "results" / "verification.md").read_text(encoding="utf-8")
     tables = [line for line in results[: results.index("| goal |")].splitlines() if line.startswith("|")]
     assert len(tables) > 15
-    assert not [line for line in tables if line not in page]
+    assert between(page, "<!-- figures:", "<!-- end of figures -->") == tables
 
 
 def test_the_page_and_the_module_name_the_same_rules(page: str) -> None:
     assert extract.__doc__ is not None
     in_module = set(re.findall(r"^\| `(\w+)`", extract.__doc__, re.MULTILINE))
-    table = page[page.index("| rule |") : page.index("The first four")]
+    table = page[page.index("| rule |") : page.index("The first six")]
     assert set(re.findall(r"`([a-z_]+)`(?=[,| ])", table.replace("`and`", ""))) >= in_module

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from trl_reasoning_distill.verification.structure import Structure, parse_structure
 from trl_reasoning_distill.verification.verify import verify_answer, verify_answers
 
 # kind: (gold, right answers, wrong answers)
 KINDS: dict[str, tuple[str, list[str], list[str]]] = {
     "integer": ("42", ["42", "42.0", "042", "+42", "x = 42", "40 + 2 = 42", "42."], ["43", "4.2", "-42", "42.5", "420"]),
     "unit": ("15\\mbox{ cm}^2", ["15", "15 cm^2", "15 \\text{ square centimetres}", "15 cm²"], ["16 cm^2", "15.5"]),
-    "unit per unit": ("60 km/h", ["60", "60 km/h", "60 kilometers per hour"], ["16 m/s"]),
-    "percent": ("28\\%", ["28%", "28", "28 percent", "28.0 \\%", "28 pct"], ["0.28", "2.8%", "29%"]),
+    "unit per unit": ("60 km/h", ["60", "60 km/h", "60 kilometers per hour", "1 km/min"], ["16 m/s", "60 m/s", "60 km"]),
+    "percent": ("28\\%", ["28%", "28", "28 percent", "28.0 \\%", "28 pct", "0.28", "7/25"], ["2.8%", "29%", "2800"]),
     "share": ("0.5", ["50%", ".5", "\\frac12", "1/2"], ["5%", "0.05", "50"]),
-    "currency": ("\\$1,080.50", ["1080.50", "$1,080.5", "1080.5 dollars", "\\$1080.50", "€1080.50"], ["1,080", "108050"]),
+    "currency": ("\\$1,080.50", ["1080.50", "$1,080.5", "1080.5 dollars", "\\$1080.50", "108050 cents"], ["1,080", "108050", "€1080.50"]),
     "thousands": ("7425000", ["7,425,000", "7 425 000", "7{,}425{,}000", "7,\\!425,\\!000", "7425000.0"], ["7,425", "74,250,00"]),
     "decimal comma": ("2.74", ["2,74", "2.740"], ["274", "2,47"]),
     "fraction": ("\\frac{3}{4}", ["3/4", "0.75", "\\dfrac{3}{4}", "\\frac34", "\\tfrac{6}{8}", "75%"], ["\\frac{4}{3}", "0.74", "3", "-3/4"]),
@@ -27,7 +26,7 @@ KINDS: dict[str, tuple[str, list[str], list[str]]] = {
     "infinite interval": ("(-\\infty, 0]", ["(-\\infty,0]", "\\left(-\\infty, 0\\right]"], ["(-\\infty, 1]", "(-\\infty, 0)"]),
     "union": ("(0,9) \\cup (9,36)", ["(0,9)\\cup(9,36)", "(9, 36) \\cup (0, 9)"], ["(0,36)", "(0,9) \\cup (9,37)"]),
     "tuple": ("(3, -13)", ["(3,-13)", "\\left( 3, -13 \\right)", "(3.0, -13)"], ["(-13, 3)", "(3, 13)", "(3,-13,0)"]),
-    "list": ("1, -2", ["-2, 1", "1 and -2", "\\{1,-2\\}", "-2 \\text{ and } 1", "1,-2,1"], ["1", "1, 2", "1,-2,3"]),
+    "list": ("1, -2", ["-2, 1", "1 and -2", "\\{1,-2\\}", "-2 \\text{ and } 1"], ["1", "1, 2", "1,-2,3", "1,-2,1"]),
     "set": ("\\{1, 2, 3\\}", ["\\{3,2,1\\}", "1, 2, 3", "\\left\\{1,2,3\\right\\}"], ["\\{1,2\\}", "\\{1,2,4\\}"]),
     "points": ("(1,2), (3,4)", ["(3,4), (1,2)", "(1,2) and (3,4)"], ["(2,1), (3,4)", "(1,2)"]),
     "matrix": (
@@ -96,27 +95,6 @@ def test_kinds_with_algebra() -> None:
     wrong = [(row, v) for row, v in zip(rows, verdicts, strict=True) if (v.status == "correct") != row[3]]
     assert not wrong
     assert {verdict.method for verdict in verdicts} <= {"symbolic", "exact"}
-
-
-@pytest.mark.parametrize(
-    ("text", "structure"),
-    [
-        ("(1, x)", Structure("()", ("1", "x"))),
-        ("[1, (2,3)]", Structure("[]", ("1", Structure("()", ("2", "3"))))),
-        ("\\{1\\}", Structure("{}", ("1",))),
-        ("1, 2", Structure("{}", ("1", "2"))),
-        ("f(1,2), 3", Structure("{}", ("f(1,2)", "3"))),
-        ("(a+5)(b+2)", None),
-        ("1", None),
-        ("(1,234)", None),
-        ("(1, 2", None),
-        ("1,,2", None),
-        (")1,2(", None),
-        ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", Structure("matrix", (Structure("row", ("1",)), Structure("row", ("2",))))),
-    ],
-)  # fmt: skip
-def test_structures(text: str, structure: Structure | None) -> None:
-    assert parse_structure(text) == structure
 
 
 def test_a_near_miss_is_reported_and_counts_only_if_asked() -> None:

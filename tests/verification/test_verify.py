@@ -11,19 +11,18 @@ import pytest
 
 from tests.verification.hostile import FACTORIALS, HOSTILE, MEGABYTE, POWERS, UNICODE
 from trl_reasoning_distill.data.files import read_jsonl
-from trl_reasoning_distill.verification.compare import compare_plainly
+from trl_reasoning_distill.verification.comparison import Rules
+from trl_reasoning_distill.verification.comparison import compare as compare_answers
 from trl_reasoning_distill.verification.pool import OUT_OF_MEMORY, Comparison, ComparisonPool
+from trl_reasoning_distill.verification.reading import read
 from trl_reasoning_distill.verification.verify import answer_key, verify_answer, verify_answers
 from trl_reasoning_distill.verification.worker import compare
 
 # Rows of equivalence_cases/math_verify.jsonl that are judged otherwise here, and why.
 DISAGREEMENTS = {
-    31: "`$ \\n 9 \\n $` holds the 9; that it is no inline math is TeX's affair",
-    32: "the same with `\\( \\n 9 \\n \\)`",
-    133: "wants a tolerance of two digits: 0.33 is not 1/3 here",
-    139: "wants a tolerance of two digits: 2.6667 is not 8/3 here",
-    186: "wants the option that a relation may answer for a set; `-2 <= x <= 7` for `x in [-2, 7]`",
-    254: "wants the option that variables match by position: f(y) is not f(x) here",
+    7: "`Soucis : 2,74 $ a..` was cut inside a word, and is not read whole",
+    187: "wants no relation to answer for a set, and 186 is the same pair with the other label: `-2 <= x <= 7` for `x in [-2, 7]`",
+    254: "wants the option that variables match by position, and 253 is the same pair with the other label: f(y) is not f(x) here",
 }
 
 
@@ -51,14 +50,18 @@ def test_every_gold_answer_of_gsm8k_verifies_its_own_solution(shared_data: Path)
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_agrees_with_equivalence_cases(every: int, shared_data: Path) -> None:
     rows = list(enumerate(read_jsonl(shared_data / "equivalence_cases" / "math_verify.jsonl")))[::every]
-    verdicts = verify_answers([row["pred"] for _, row in rows], [row["gold"] for _, row in rows], timeout=10.0)
+    tolerances = [10.0 ** -(row["extra"] or {}).get("precision", 6) for _, row in rows]  # the case's own option
+    verdicts = [
+        verify_answer(row["pred"], row["gold"], timeout=10.0, tolerance=tolerance)
+        for (_, row), tolerance in zip(rows, tolerances, strict=True)
+    ]
     disagree = {
         index: (row, verdict)
         for (index, row), verdict in zip(rows, verdicts, strict=True)
         if verdict.status != ("correct" if row["expected"] else "incorrect")
     }
     assert set(disagree) == {index for index in DISAGREEMENTS if index % every == 0}, disagree
-    assert len(DISAGREEMENTS) / 255 < 0.03
+    assert len(DISAGREEMENTS) / 255 < 0.02
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,9 @@ def test_agrees_with_equivalence_cases(every: int, shared_data: Path) -> None:
         ("\\boxed{\\text{Even}}", "even", "correct", "exact"),
         ("I give up on this one, sorry about that", "42", "incorrect", "none"),
         ("<think>42", "42", "incorrect", "none"),
-        ("forty-two", "42", "incorrect", "numeric"),
+        ("forty-two", "42", "correct", "numeric"),
+        ("forty-three", "42", "incorrect", "numeric"),
+        ("a few of them", "42", "incorrect", "numeric"),
         ("42", None, "undecided", "none"),
         ("42", " ", "undecided", "none"),
         ("\\boxed{" + "x" * 5000 + "}", "42", "incorrect", "none"),
@@ -108,11 +113,12 @@ def test_there_are_enough_hostile_strings() -> None:
 
 
 @pytest.mark.parametrize("gold", ["43", "\\sqrt{2}", "(1, 2)", "even", "C"])
-def test_hostile_answers_cost_nothing_before_algebra(gold: str) -> None:
+def test_no_reading_of_a_hostile_answer_equals_an_honest_one(gold: str) -> None:
     for text in HOSTILE:
         for answer, other in ((text, gold), (gold, text)):
-            verdict = compare_plainly(answer, other, 1e-6, fuzzy=90.0)
-            assert verdict is None or verdict.status == "incorrect", (answer[:80], other[:80], verdict)
+            for left in read(other).answers:
+                for right in read(answer).answers:
+                    assert not compare_answers(left, right, Rules(fuzzy=90.0)), (answer[:80], other[:80])
 
 
 @pytest.mark.timeout(120)  # quadratic time would take days

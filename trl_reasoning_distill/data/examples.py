@@ -85,7 +85,7 @@ def describe_trace(trace: Any, verdict: Any, *, colour: bool | None = None) -> s
         colour: As `describe_examples`.
     """
     colour = takes_colour() if colour is None else colour
-    head = paint(f"--- trace {trace.problem_id} #{trace.sample}: {trace.num_tokens:,} tokens", BOLD, colour)
+    head = paint(f"--- trace {printable(trace.problem_id)} #{trace.sample}: {trace.num_tokens:,} tokens", BOLD, colour)
     said = f"{verdict.status} ({verdict.method}: {printable(verdict.reason)})"
     return "\n".join(
         [

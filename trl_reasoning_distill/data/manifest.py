@@ -12,13 +12,13 @@ place. A folder that holds another configuration's run is refused: half of one r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +31,7 @@ from typing import Any
 
 import xxhash
 
+from trl_reasoning_distill import folders
 from trl_reasoning_distill.data.files import explain_full_disk, hash_path, read_json, remove_torn, write_json
 
 MANIFEST_NAME = "manifest.json"
@@ -71,6 +72,7 @@ WHERE_AND_HOW = frozenset(
     | {"batching", "input_price", "output_price"}
     | {"concurrency", "request_timeout", "max_retries", "api_key_env", "base_url"}
 )
+_OF_A_RUN = {"stage", "fingerprint", "config", "inputs"}
 _SECRETS = frozenset({"api_key", "hub_token", "push_to_hub_token"})
 
 
@@ -92,6 +94,7 @@ class StageManifest:
         wall_seconds: How long, without the launch; of the last go, if the stage was resumed.
         command: The command line.
         fingerprint: Hash over stage, config and inputs: equal fingerprints, equal work.
+        outputs: The files that it made, relative to its folder; `None` in a manifest of 0.1.0.
     """
 
     stage: str
@@ -107,6 +110,7 @@ class StageManifest:
     wall_seconds: float
     command: str
     fingerprint: str
+    outputs: list[str] | None = None
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> StageManifest:
@@ -123,18 +127,19 @@ def read_manifest(directory: str | os.PathLike[str]) -> StageManifest:
             f"No {MANIFEST_NAME} in {directory}: this folder {state}. Run the stage that makes it first."
         )
     values = read_json(path)
-    names = {field.name for field in dataclasses.fields(StageManifest)}
-    if not isinstance(values, dict) or not names <= values.keys():
+    fields = dataclasses.fields(StageManifest)
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not isinstance(values, dict) or not needed <= values.keys():
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{path} is not a stage's manifest: expected the keys {sorted(names)}, found {found}.")
-    return StageManifest(**{name: values[name] for name in names})
+        raise ValueError(f"{path} is not a stage's manifest: expected the keys {sorted(needed)}, found {found}.")
+    return StageManifest(**{field.name: values[field.name] for field in fields if field.name in values})
 
 
 class StageRun:
     """One run of a stage: checks the output folder on enter, writes the manifest on `finish`.
 
-    Under several processes every rank makes one; only the rank with `is_main` writes. Synchronise the ranks after entering,
-    because the main rank may first clear the folder.
+    Under several processes every rank makes one; only the rank with `is_main` writes, and holds the folder as its one writer.
+    Synchronise the ranks after entering, because the main rank may first clear the folder.
 
     Args:
         stage: Name of the stage.
@@ -143,7 +148,7 @@ class StageRun:
             of the fingerprint: an input counts by its content, wherever it lies.
         inputs: Name to the file or folder that the stage reads, or to a hub id (which has no hash).
         seed: The stage's seed, for the manifest.
-        overwrite: Clear the folder of an earlier run, whatever made it.
+        overwrite: First remove the files that an earlier run has left here, whatever stage it was; nothing else.
         is_main: False on all ranks but the first.
 
     Attributes:
@@ -172,29 +177,39 @@ class StageRun:
         self.fingerprint = _fingerprint(self.stage, self.config, self.inputs)
         self.is_finished = False
         self.is_resumed = False
+        self._found: list[str] = []  # what was in the folder before the run
 
     def __enter__(self) -> StageRun:
         self._clock = time.perf_counter()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
-        found = None if self.overwrite else self._find_earlier_run()
-        if found is not None:
-            name, earlier = found
-            if earlier.get("fingerprint") != self.fingerprint:
-                raise ValueError(self._describe_conflict(name, earlier))
-            self.is_finished = name == MANIFEST_NAME
-            self.is_resumed = name == RUN_NAME
-        if self.is_main:
-            try:
-                self._open_folder()
-            except OSError as error:
-                self.__exit__(type(error), error, error.__traceback__)
-                raise
+        with contextlib.ExitStack() as stack:
+            stack.push(self._explain)
+            folders.check_apart(self.output_dir, {name: value["path"] for name, value in self.inputs.items()})
+            if self.is_main:
+                stack.enter_context(folders.one_writer(self.output_dir))
+            # Other ranks need not look where the main one clears the folder meanwhile
+            found = self._find_earlier_run() if self.is_main or not self.overwrite else None
+            if found is not None and not self.overwrite:
+                name, earlier = found
+                if earlier.get("fingerprint") != self.fingerprint:
+                    raise ValueError(self._describe_conflict(name, earlier))
+                self.is_finished = name == MANIFEST_NAME
+                self.is_resumed = name == RUN_NAME
+            if self.is_main:
+                self._open_folder(found)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing to undo: a run that did not call `finish` stays unfinished, and resumes. A full disk is said so."""
+        """Let go of the folder. A run that did not call `finish` stays unfinished, and resumes."""
+        self._stack.__exit__(kind, error, traceback)
+
+    def _explain(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """A full disk is said to be one."""
         if error is not None and (full := explain_full_disk(error, self.output_dir)):
             raise full from error
 
@@ -221,27 +236,52 @@ class StageRun:
             wall_seconds=round(time.perf_counter() - self._clock, 3),
             command=shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
             fingerprint=self.fingerprint,
+            outputs=folders.files_of(self.output_dir, {MANIFEST_NAME, RUN_NAME, *self._found}),
         )
         write_json(self.output_dir / MANIFEST_NAME, dataclasses.asdict(manifest))
         (self.output_dir / RUN_NAME).unlink(missing_ok=True)
         self.is_finished = True
 
-    def _open_folder(self) -> None:
+    def _open_folder(self, found: tuple[str, dict[str, Any]] | None) -> None:
         """Clear what a kill has left, and mark the folder as this run's, unless its result is there."""
         if self.is_finished:
             (self.output_dir / RUN_NAME).unlink(missing_ok=True)  # killed between the manifest and this
             return
-        if self.overwrite and any((self.output_dir / name).exists() for name in (MANIFEST_NAME, RUN_NAME)):
-            shutil.rmtree(self.output_dir)  # only ever a folder that an earlier stage marked as its own
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        if found is not None and self.overwrite:
+            self._clear(*found)
+        self._found = found[1].get("found", []) if self.is_resumed and found else os.listdir(self.output_dir)
+        self._found = [name for name in self._found if name not in (folders.LOCK_NAME, folders.WRITER_NAME)]
         remove_torn(self.output_dir, "*" if self.is_resumed else RUN_NAME)  # others may have files in a new folder
         identity = {"stage": self.stage, "fingerprint": self.fingerprint, "config": self.config, "inputs": self.inputs}
-        write_json(self.output_dir / RUN_NAME, identity)
+        write_json(self.output_dir / RUN_NAME, identity | {"found": self._found})
+
+    def _clear(self, name: str, earlier: Mapping[str, Any]) -> None:
+        """Remove what an earlier run has made: a finished one lists its files, an unfinished one what it found before it began."""
+        made = earlier.get("outputs")
+        if name == RUN_NAME and isinstance(earlier.get("found"), list):
+            made = folders.files_of(self.output_dir, earlier["found"])
+        if not isinstance(made, list):
+            raise ValueError(
+                f"{self.output_dir} was made by version 0.1.0, which did not list its files, so they cannot be told from others. "
+                "Remove the folder by hand, or give another output_dir."
+            )
+        folders.remove_files(self.output_dir, [*made, MANIFEST_NAME, RUN_NAME])
 
     def _find_earlier_run(self) -> tuple[str, dict[str, Any]] | None:
+        """The manifest of the earlier run here, or the mark of an unfinished one.
+
+        Raises:
+            ValueError: If the folder holds a file of that name that no stage has written.
+        """
         for name in (MANIFEST_NAME, RUN_NAME):
             if (self.output_dir / name).is_file():
-                return name, read_json(self.output_dir / name)
+                found = read_json(self.output_dir / name)
+                if not isinstance(found, dict) or not found.keys() >= _OF_A_RUN:
+                    raise ValueError(
+                        f"{self.output_dir} holds a {name} that no stage of this package has written: the folder is another program's. "
+                        "Give another output_dir."
+                    )
+                return name, found
         return None
 
     def _describe_conflict(self, name: str, earlier: Mapping[str, Any]) -> str:
@@ -261,9 +301,7 @@ class StageRun:
             ]
             what = "of another configuration (" + ("; ".join(changes) or "other inputs") + ")"
         state = "a finished" if name == MANIFEST_NAME else "an unfinished"
-        return (
-            f"{self.output_dir} holds {state} run {what}. Give another --output_dir, or --overwrite to clear it first."
-        )
+        return f"{self.output_dir} holds {state} run {what}. Give another --output_dir, or --overwrite to remove that run's files first."
 
 
 def describe_input(path: str | os.PathLike[str]) -> dict[str, str | None]:

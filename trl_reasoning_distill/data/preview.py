@@ -15,6 +15,7 @@ import numpy as np
 from trl_reasoning_distill.data.chat import render_chat
 from trl_reasoning_distill.data.examples import describe_messages
 from trl_reasoning_distill.data.schema import Problem
+from trl_reasoning_distill.terminal import printable, shown, table
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 _CHART_WIDTH = 50
@@ -87,18 +88,11 @@ class Preview:
         rows += [self._line(name, group) for name, group in groups.items()]
         if len(groups) > 1:
             rows.append(self._line("all", range(len(self.items))))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if column else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
+        lines = shown(table(rows[0], rows[1:]))
         note = "lengths: median and 95th percentile"
         if len(self.measured) < len(self.items):
             note += f", of {len(self.measured):,} rows drawn at random"
-        return "\n".join([*lines, f"({note})"])
+        return f"{lines}\n({note})"
 
     def _line(self, name: str, group: Iterable[int]) -> list[str]:
         members = set(group)
@@ -137,14 +131,14 @@ class Preview:
 
     def samples(self, count: int) -> str:
         """The first items of each source, shortened."""
-        shown: dict[str, int] = defaultdict(int)
+        printed: dict[str, int] = defaultdict(int)
         parts = []
         for item in self.items:
-            if shown[item.source] < count:
-                shown[item.source] += 1
-                parts.append(f"── {item.source} ──\n{describe_messages(item.messages)}")
+            if printed[item.source] < count:
+                printed[item.source] += 1
+                parts.append(f"── {printable(item.source)} ──\n{describe_messages(item.messages)}")
                 if item.reply is None:
-                    parts.append(f"answer: {item.answer}")
+                    parts.append(f"answer: {printable(str(item.answer))}")
         return "\n".join(parts)
 
     def plot(self, path: str | Path) -> None:

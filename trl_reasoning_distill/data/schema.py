@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 RecordT = TypeVar("RecordT", bound="Record")
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 VerdictStatus = Literal["correct", "incorrect", "undecided"]
 Message = dict[str, Any]
 
@@ -103,7 +103,7 @@ class Problem(Record):
         source: Name of the source it came from.
         solution: A reference solution (without the final answer's marker), where the source has one.
         kind: A label for balancing and for the report's break-down, such as a subject or a number of steps.
-        response: What the source's own reply says after `solution`, where that is more than the answer.
+        response: The source's own reply after `solution`, where that is more than the answer.
     """
 
     id: str
@@ -126,12 +126,12 @@ class Trace(Record):
         gold_answer: `Problem.answer`.
         completion: The model's text, special tokens removed.
         finish_reason: `"stop"` if the model ended by itself, `"length"` if it was cut; a cut trace is never taken for a whole one.
-        num_tokens: Length of the completion in the model's tokens; 0 if a server did not say.
+        num_tokens: Length of the completion in the model's tokens; 0 if a server did not report it.
         model: Name or path of the model that wrote it.
         seed: The seed this sample was drawn with.
         kind: `Problem.kind`.
         source: `Problem.source`.
-        prompt_tokens: Length of the prompt in the model's tokens; 0 if a server did not say.
+        prompt_tokens: Length of the prompt in the model's tokens; 0 if a server did not report it.
     """
 
     _names_0_1: ClassVar[Mapping[str, str]] = {"gold_answer": "answer"}
@@ -263,7 +263,7 @@ class Prediction(Record):
         reference_steps: Steps of `Problem.solution`, where there is one.
         prompt: The conversation that asked.
         completion: The model's text, special tokens removed.
-        finish_reason: As of a `Trace`.
+        finish_reason: As of a `Trace`; `"error"` where a server gave no answer. That is undecided, with the server's words as the reason.
         num_tokens: As of a `Trace`.
         prompt_tokens: As of a `Trace`.
         seconds: The request's latency on a server; its share of the batch's time in this process.

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,9 @@ from trl_reasoning_distill.data.normalization import normalize_rows
 from trl_reasoning_distill.data.published import Reading
 from trl_reasoning_distill.data.row_files import read_rows
 from trl_reasoning_distill.data.row_sets import rows_file
-from trl_reasoning_distill.pipeline import RecipeStage, check_options, unfinished_inputs
+from trl_reasoning_distill.pipeline import RecipeStage, checked_command, unfinished_inputs
 from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.scripts import STAGES, source
-from trl_reasoning_distill.scripts.command import Command
 from trl_reasoning_distill.scripts.evaluate import parse_models
 from trl_reasoning_distill.scripts.planning import Plan
 from trl_reasoning_distill.scripts.stage import make_options
@@ -82,9 +81,8 @@ class ExaminedStage:
 
     def __init__(self, item: RecipeStage, run_folder: Path) -> None:
         self.item, self.run_folder = item, run_folder
-        check_options(item)
         self.module = importlib.import_module(f"trl_reasoning_distill.scripts.{item.script}")
-        command = Command(["--dry_run"], item.options, str(item.source)).checked(item.script, warn=False)
+        command = replace(checked_command(item), words=["--dry_run"])
         # What only a GPU can do is refused on a machine without one, unless a training was told to run on the CPU
         self.parts = make_options(self.module.make_parser(), command, {"use_cpu": True})
         self._options = {name: value for part in self.parts for name, value in vars(part).items()}

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_reasoning_distill.data.files import atomic_write, write_json
+from trl_reasoning_distill.data.files import write_json
 from trl_reasoning_distill.data.schema import Prediction
-from trl_reasoning_distill.evaluation import charts
-from trl_reasoning_distill.evaluation.charts import draw_curves
+from trl_reasoning_distill.evaluation.charts import SERIES, difference_chart, draw_curves
 from trl_reasoning_distill.evaluation.compare import BASE, CONTROL, STUDENT, TEACHER, Comparison, compare_models
-from trl_reasoning_distill.evaluation.report import printable, render
+from trl_reasoning_distill.evaluation.findings import printable
+from trl_reasoning_distill.evaluation.report import write_page
 from trl_reasoning_distill.evaluation.runs import Run, read_predictions, read_run
 from trl_reasoning_distill.evaluation.scores import RUN_MARK
 
@@ -97,8 +97,7 @@ def write_ablation_report(
     output = Path(output_dir)
     write_json(output / "comparison.json", {"settings": [_to_dict(setting) for setting in settings]})
     for name in ("report.md", "report.html"):
-        with atomic_write(output / name) as handle:
-            handle.write(render(f"ablation_{name}.j2", page))
+        write_page(output / name, f"ablation_{name}.j2", page)
     return settings
 
 
@@ -116,7 +115,7 @@ def group_runs(runs: Sequence[Run]) -> list[tuple[list[Run], dict[str, Any]]]:
 def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The options that runs have and have set differently.
 
-    An option that some runs lack, being of another stage or an older version, is one of them only if nothing else tells those runs apart.
+    An option that some runs lack, being of another stage or an older version, is one of them only if those runs differ in nothing else.
     """
     keys = sorted(set().union(*settings))
     varied = [key for key in keys if len({repr(each[key]) for each in settings if key in each}) > 1]
@@ -157,13 +156,13 @@ def _page(settings: Sequence[Setting], title: str, student: str) -> dict[str, An
         for name, folder in setting.runs[0].training.items()
         if name.partition(RUN_MARK)[0] == student
     }
-    shown = list(trainings)[: len(charts.SERIES)]
-    colors = dict(zip(shown, charts.SERIES, strict=False))
+    shown = list(trainings)[: len(SERIES)]
+    colors = dict(zip(shown, SERIES, strict=False))
     return {
         "title": printable(title),
         "settings": settings,
         "columns": _columns(list(settings[0].varied)),
-        "chart": charts.difference_chart(known) if known else None,
+        "chart": difference_chart(known) if known else None,
         "curves": draw_curves({name: trainings[name] for name in shown}, colors),
         "left_out": len(trainings) - len(shown),
         "student": student,

@@ -2,7 +2,7 @@
 
 The figures are drawn in a few marker colours, which are replaced by the page's CSS variables (`var(--ink)`, `var(--series-1)`);
 text stays text. What remains holds no external name, no identifier that is not used, and no script, so that many charts can
-stand in one page, and each carries a sentence that says what it shows.
+be on one page, and each carries a sentence that describes it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from trl_reasoning_distill.data.files import read_json
-from trl_reasoning_distill.evaluation import charts
 from trl_reasoning_distill.evaluation.compare import Accuracy, PairedDifference
+from trl_reasoning_distill.evaluation.findings import printable
 from trl_reasoning_distill.evaluation.scores import run_of
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def accuracy_chart(models: Mapping[str, Accuracy], colors: Mapping[str, str]) ->
         axes.set_xlim(0, 118)
         axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
 
-    told = "; ".join(f"{n} {100 * r.accuracy:.1f} % ({_interval(r.ci95)})" for n, r in models.items())
-    return _svg(draw, f"Accuracy with 95 % intervals. {told}.", rows=len(models))
+    shown = "; ".join(f"{n} {100 * r.accuracy:.1f} % ({_interval(r.ci95)})" for n, r in models.items())
+    return _svg(draw, f"Accuracy with 95 % intervals. {shown}.", rows=len(models))
 
 
 def difference_chart(pairs: Mapping[str, PairedDifference]) -> str:
@@ -99,8 +99,8 @@ def difference_chart(pairs: Mapping[str, PairedDifference]) -> str:
         axes.set_xlabel("points of accuracy")
         axes.margins(x=0.08)
 
-    told = "; ".join(f"{name}: {100 * p.difference:+.1f} points ({_interval(p.ci95)})" for name, p in pairs.items())
-    return _svg(draw, f"Paired differences with 95 % intervals. {told}.", rows=1.25 * len(pairs) + 0.6)
+    shown = "; ".join(f"{name}: {100 * p.difference:+.1f} points ({_interval(p.ci95)})" for name, p in pairs.items())
+    return _svg(draw, f"Paired differences with 95 % intervals. {shown}.", rows=1.25 * len(pairs) + 0.6)
 
 
 def kind_chart(
@@ -119,8 +119,8 @@ def kind_chart(
         axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
         _legend(axes)
 
-    told = "; ".join(f"{kind}: {100 * a:.0f} % and {100 * b:.0f} %" for kind, (a, b) in kinds.items())
-    return _svg(draw, f"Accuracy of {names[0]} and {names[1]} by {dimension}. {told}.", rows=len(kinds) + 1.2)
+    shown = "; ".join(f"{kind}: {100 * a:.0f} % and {100 * b:.0f} %" for kind, (a, b) in kinds.items())
+    return _svg(draw, f"Accuracy of {names[0]} and {names[1]} by {dimension}. {shown}.", rows=len(kinds) + 1.2)
 
 
 def error_chart(shares: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]) -> str:
@@ -138,11 +138,11 @@ def error_chart(shares: Mapping[str, Mapping[str, float]], colors: Mapping[str, 
         axes.set_xlabel("% of all answers")
         _legend(axes)
 
-    told = "; ".join(
+    shown = "; ".join(
         f"{name}: " + ", ".join(f"{kind} {100 * by_kind.get(kind, 0.0):.1f} %" for kind in colors)
         for name, by_kind in shares.items()
     )
-    return _svg(draw, f"Kinds of errors. {told}.", rows=len(shares) + 2.2)
+    return _svg(draw, f"Kinds of errors. {shown}.", rows=len(shares) + 2.2)
 
 
 def curve_chart(
@@ -159,11 +159,11 @@ def curve_chart(
         if len(curves) > 1:
             _legend(axes)
 
-    told = "; ".join(
+    shown = "; ".join(
         f"{name}: {values[0]:.3g} at step {steps[0]:g}, {values[-1]:.3g} at step {steps[-1]:g}"
         for name, (steps, values) in curves.items()
     )
-    return _svg(draw, f"{label} over training. {told}.", height=2.1)
+    return _svg(draw, f"{label} over training. {shown}.", height=2.1)
 
 
 def _svg(draw: Callable[[Axes], None], description: str, *, rows: float = 0, height: float | None = None) -> str:
@@ -198,7 +198,7 @@ def _embed(svg: str, description: str) -> str:
     body = re.sub(r"font-family: [^;\"]*; ?|font-weight: ; ", "", body)  # the page's own font
     for marker, variable in _VARIABLES.items():
         body = body.replace(marker, f"var({variable})")
-    return f'<svg {view_box.group()} role="img"><title>{escape(_printable(description))}</title>{body}'
+    return f'<svg {view_box.group()} role="img"><title>{escape(printable(description))}</title>{body}'
 
 
 def _name_rows(axes: Axes, names: Sequence[str], limit: int = _MAX_LABEL) -> None:
@@ -214,14 +214,9 @@ def _legend(axes: Axes) -> None:
 
 
 def _shorten(name: str, limit: int = _MAX_LABEL) -> str:
-    """A name that fits; of a path the end tells more than the beginning."""
-    name = _printable(name)
+    """A name that fits; of a path the end is kept."""
+    name = " ".join(printable(name).split())
     return name if len(name) <= limit else "…" + name[1 - limit :]
-
-
-def _printable(text: str) -> str:
-    """The text without what XML cannot hold: control characters, halves of surrogate pairs."""
-    return "".join(character for character in text if character.isprintable())
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -247,8 +242,8 @@ CURVES = {
 def draw_curves(training: Paths, model_colors: Mapping[str, str]) -> list[dict[str, str]]:
     """The charts of what was logged in the trainings, each with its title."""
     histories = {name: read_log_history(Path(path)) for name, path in training.items()}
-    others = (color for color in charts.SERIES if color not in model_colors.values())
-    colors = {name: model_colors.get(run_of(name)[0]) or next(others, charts.INK) for name in histories}
+    others = (color for color in SERIES if color not in model_colors.values())
+    colors = {name: model_colors.get(run_of(name)[0]) or next(others, INK) for name in histories}
     drawn = []
     for key, title in CURVES.items():
         curves = {}
@@ -257,7 +252,7 @@ def draw_curves(training: Paths, model_colors: Mapping[str, str]) -> list[dict[s
             if logged:
                 curves[name] = ([step for step, _ in logged], [value for _, value in logged])
         if curves:
-            drawn.append({"title": title, "chart": charts.curve_chart(title, curves, colors)})
+            drawn.append({"title": title, "chart": curve_chart(title, curves, colors)})
     return drawn
 
 

@@ -18,6 +18,7 @@ An undecided verdict (time-out, crash, unreadable gold) counts as not right, and
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -164,7 +165,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain dictionaries, lists and numbers: the contents of `comparison.json`."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     @property
@@ -349,10 +350,3 @@ def _breakdowns(
             accuracies = {name: comparer.accuracy(name) for name in models}
             found[dimension][label] = Part(accuracies, comparer.paired(pairs))
     return found
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, all the way down, as JSON has it."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value

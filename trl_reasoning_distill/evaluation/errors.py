@@ -3,9 +3,9 @@
 The kinds are tried in this order, and the first that holds is taken:
 
 =================  ======================================================================================================
-`correct`          The verifier says so.
-`timed out`        The verifier could not say within its time.
-`undecided`        The verifier could not say for another reason (crash, unreadable gold).
+`correct`          The verdict is correct.
+`timed out`        The verifier ran out of time.
+`undecided`        There is no verdict for another reason (crash, unreadable gold).
 `truncated`        The token limit cut the text.
 `no answer`        No final answer was found.
 `format`           The tags around the reasoning are broken, or the last calculation has the right result but another answer
@@ -55,7 +55,7 @@ class Equation:
     Attributes:
         text: As it was read, such as `"48 / 2 = 24"`.
         value: The exact value of its left side.
-        result: What the text says it is.
+        result: Its value as the text has it.
         holds: Whether they agree; a decimal result may be rounded or cut at its last digit.
     """
 
@@ -72,7 +72,7 @@ class _Token(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """What stands on one side of an equals sign: numbers, the operators between them, and the units written behind them."""
+    """One side of an equals sign: numbers, the operators between them, and the units written behind them."""
 
     numbers: list[str]
     operators: list[str]

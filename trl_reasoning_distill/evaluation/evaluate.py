@@ -10,31 +10,19 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from trl_reasoning_distill.data.files import RankFiles, write_json
+from trl_reasoning_distill.data.files import write_json
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Prediction, Problem
 from trl_reasoning_distill.evaluation.metrics import count_steps, summarize
 from trl_reasoning_distill.evaluation.models import ModelSpec
 from trl_reasoning_distill.evaluation.runs import METRICS_NAME, PREDICTIONS_NAME
-from trl_reasoning_distill.processes import launch_state
-from trl_reasoning_distill.teacher.sampling import (
-    Engine,
-    EngineArguments,
-    GenerationOutput,
-    GenerationRequest,
-    SamplingConfig,
-    in_chunks,
-    sample_seed,
-)
-from trl_reasoning_distill.verification.verify import verify_answers
+from trl_reasoning_distill.teacher.sampling import EngineArguments, SamplingConfig
+from trl_reasoning_distill.teacher.sampling.loop import ResumableRows, Sample, draw_and_judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +30,7 @@ class EvaluationConfig:
     """How models are asked and judged.
 
     Attributes:
-        sampling: Greedy unless said otherwise.
+        sampling: Greedy by default.
         response_format: Writes the prompt, and is what the reasoning metrics hold responses against; `None` asks the bare
             question and judges form by what the text looks like.
         seed: For sampled answers.
@@ -83,7 +71,7 @@ def evaluate_models(
     """Evaluate models one after the other on the same problems. Call it on every rank of a launch.
 
     Args:
-        models: Name, as it will stand in the report, to model: a path, or a mapping with `model` and engine options of its own
+        models: Name in the report to model: a path, or a mapping with `model` and engine options of its own
             (see `ModelSpec`). Names such as `sft@0` and `sft@1` are runs of one model, which are compared as one.
         problems: With answers and distinct ids.
         output_dir: Folder for `predictions.jsonl` and `metrics.json`.
@@ -101,44 +89,47 @@ def evaluate_models(
     problems, config, arguments = list(problems), config or EvaluationConfig(), engine or EngineArguments()
     specs = {name: model if isinstance(model, ModelSpec) else ModelSpec.parse(model) for name, model in models.items()}
     _check(specs, problems)
-    state = launch_state()
-    files = RankFiles(Path(output_dir) / PREDICTIONS_NAME, key=_key, rank=state.process_index)
-    if state.is_main_process:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        files.repair()
-    state.wait_for_everyone()
-    done = files.read()
-    state.wait_for_everyone()  # nobody appends before everybody has read
-
-    samples = range(config.num_samples)
-    mine = [(problem, sample) for problem in problems for sample in samples][state.process_index :: state.num_processes]
+    folder = Path(output_dir)
+    rows = ResumableRows(folder / PREDICTIONS_NAME, _key)
+    work = [(problem, number) for problem in problems for number in range(config.num_samples)]
+    mine = rows.share(work)
     for name, spec in specs.items():
         remaining = [
-            (problem, sample)
-            for problem, sample in mine
-            if not _is_done(done.get((name, problem.id, sample)), spec.describe())
+            (problem, number)
+            for problem, number in mine
+            if not _is_done(rows.done.get((name, problem.id, number)), spec.describe())
         ]
         if remaining:
             loaded = spec.load(arguments)
-            _answer(name, spec.describe(), loaded, remaining, config, files, show_progress and state.is_main_process)
+            for samples in draw_and_judge(
+                loaded,
+                [remaining],
+                lambda problem: config.messages(problem.question),
+                config.sampling,
+                response_format=config.response_format,
+                seed=config.seed,
+                timeout=config.timeout,
+                has_answers=len(remaining) < len(mine),
+                label=f"evaluate {name}",
+                show_progress=show_progress and rows.is_main,
+            ):
+                rows.append(_prediction(name, spec.describe(), sample).to_row() for sample in samples)
             del loaded
             _free_memory()
 
-    state.wait_for_everyone()
-    metrics: dict[str, Any] = {}
-    if state.is_main_process:
-        merged = files.merge((name, problem.id, sample) for name in specs for problem in problems for sample in samples)
-        predictions = [Prediction.from_row(row) for row in merged]
-        metrics = {
-            "models": {
-                name: summarize([each for each in predictions if each.model == name], config.response_format)
-                for name in specs
-            },
-            "dataset": {"n": len(problems), "sources": sorted({problem.source for problem in problems})},
-            "sampling": dataclasses.asdict(config.sampling) | {"num_samples": config.num_samples, "seed": config.seed},
-        }
-        write_json(Path(output_dir) / METRICS_NAME, metrics)
-    state.wait_for_everyone()
+    merged = rows.finish((name, problem.id, number) for name in specs for problem, number in work)
+    if not rows.is_main:
+        return {}
+    predictions = [Prediction.from_row(row) for row in merged]
+    metrics = {
+        "models": {
+            name: summarize([each for each in predictions if each.model == name], config.response_format)
+            for name in specs
+        },
+        "dataset": {"n": len(problems), "sources": sorted({problem.source for problem in problems})},
+        "sampling": dataclasses.asdict(config.sampling) | {"num_samples": config.num_samples, "seed": config.seed},
+    }
+    write_json(folder / METRICS_NAME, metrics)
     return metrics
 
 
@@ -150,67 +141,26 @@ def result_line(metrics: Mapping[str, Any]) -> str:
     return f"{scores} (n = {metrics['dataset']['n']}{f', {undecided} answers undecided' if undecided else ''})"
 
 
-def _answer(
-    name: str,
-    model: str,
-    engine: Engine,
-    work: Sequence[tuple[Problem, int]],
-    config: EvaluationConfig,
-    files: RankFiles[tuple[str, str, int]],
-    show_progress: bool,
-) -> None:
-    """Let one model answer problems, and write each answer with its verdict."""
-    by_key = {f"{problem.id}#{sample}": (problem, sample) for problem, sample in work}
-    requests = [
-        GenerationRequest(key, config.messages(problem.question), sample_seed(problem.id, sample, config.seed))
-        for key, (problem, sample) in by_key.items()
-    ]
-    answered = tokens = correct = 0
-    started = time.perf_counter()
-    with tqdm(
-        total=len(work), desc=f"evaluate {name}", unit="answer", disable=not show_progress, dynamic_ncols=True
-    ) as bar:
-        for chunk in in_chunks(engine.generate(requests, config.sampling)):
-            rows = _judge(
-                name, model, [(*by_key[request.key], request, output) for request, output in chunk], config.timeout
-            )
-            files.append(row.to_row() for row in rows)
-            tokens += sum(row.num_tokens for row in rows)
-            correct += sum(row.status == "correct" for row in rows)
-            answered += len(rows)
-            rate = tokens / max(time.perf_counter() - started, 1e-9)
-            bar.set_postfix_str(f"{rate:,.0f} tokens/s, {correct / answered:.1%} correct", refresh=False)
-            bar.update(len(rows))
-
-
-def _judge(
-    name: str, model: str, answers: Sequence[tuple[Problem, int, GenerationRequest, GenerationOutput]], timeout: float
-) -> list[Prediction]:
-    """Verify answers."""
-    verdicts = verify_answers(
-        [output.text for *_, output in answers], [problem.answer or "" for problem, *_ in answers], timeout=timeout
+def _prediction(name: str, model: str, sample: Sample) -> Prediction:
+    problem, output = sample.problem, sample.output
+    return Prediction(
+        model=name,
+        model_path=model,
+        problem_id=problem.id,
+        sample=sample.number,
+        kind=problem.kind,
+        question=problem.question,
+        gold_answer=problem.answer,
+        reference_steps=count_steps(problem.solution) if problem.solution else None,
+        prompt=sample.request.messages,
+        completion=output.text,
+        **sample.verdict.columns(),
+        finish_reason=output.finish_reason,
+        num_tokens=output.num_tokens,
+        prompt_tokens=output.prompt_tokens,
+        seconds=round(output.seconds, 6),
+        mean_log_prob=None if output.mean_log_prob is None else round(output.mean_log_prob, 6),
     )
-    return [
-        Prediction(
-            model=name,
-            model_path=model,
-            problem_id=problem.id,
-            sample=sample,
-            kind=problem.kind,
-            question=problem.question,
-            gold_answer=problem.answer,
-            reference_steps=count_steps(problem.solution) if problem.solution else None,
-            prompt=request.messages,
-            completion=output.text,
-            **verdict.columns(),
-            finish_reason=output.finish_reason,
-            num_tokens=output.num_tokens,
-            prompt_tokens=output.prompt_tokens,
-            seconds=round(output.seconds, 6),
-            mean_log_prob=None if output.mean_log_prob is None else round(output.mean_log_prob, 6),
-        )
-        for (problem, sample, request, output), verdict in zip(answers, verdicts, strict=True)
-    ]
 
 
 def _free_memory() -> None:

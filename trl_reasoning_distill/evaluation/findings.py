@@ -1,12 +1,13 @@
-"""What was found, in words and numbers for a reader: sentences that say how sure they are.
+"""What was found, in words and numbers for a reader, and how sure it is.
 
-A difference is called one only if the paired test finds it (p < 0.05); otherwise the sentence says that nothing was found, how
+A difference is called one only if the paired test finds it (p < 0.05); otherwise the sentence is that nothing was found, how
 often chance alone would do as much, and how many problems it would take to know.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from trl_reasoning_distill.evaluation.compare import (
@@ -35,6 +36,11 @@ class Finding:
     outcome: Outcome
     title: str
     sentences: tuple[str, ...]
+
+
+def printable(text: str) -> str:
+    """A text without the characters that no file or page can hold: control characters and halves of surrogate pairs."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def percent(share: float) -> str:
@@ -85,13 +91,13 @@ def find(comparison: Comparison) -> Finding:
     pair = comparison.headline
     if pair is None:
         (name, result), *_ = comparison.models.items()
-        told = f"{label(name)} is right on {percent(result.accuracy)} (95 % interval {percent_interval(result.ci95)})"
+        text = f"{label(name)} is right on {percent(result.accuracy)} (95 % interval {percent_interval(result.ci95)})"
         return Finding(
-            "unclear", _sentence(told), ("There is no second model to compare it with.", *_caveats(comparison))
+            "unclear", _sentence(text), ("There is no second model to compare it with.", *_caveats(comparison))
         )
     first, second = (percent(comparison.models[name].accuracy) for name in (pair.first, pair.second))
-    told = f"{first} against {second} (difference {points(pair.difference)} points, 95 % interval {percent_interval(pair.ci95)}; "
-    sentences = [told + _evidence(pair) + "."]
+    text = f"{first} against {second} (difference {points(pair.difference)} points, 95 % interval {percent_interval(pair.ci95)}; "
+    sentences = [text + _evidence(pair) + "."]
     if not pair.is_significant:
         sentences.append(_what_unclear_means(pair))
     return Finding(outcome_of(pair), title_of(pair), (*sentences, *_gap(comparison), *_caveats(comparison)))
@@ -128,13 +134,13 @@ def _evidence(pair: PairedDifference) -> str:
         "clustered_t": "t-test over runs and problems",
     }[pair.test]
     does = "is right" if pair.test == "mcnemar_exact" else "does better"
-    told = (
+    text = (
         f"{p_value(pair.p)}, {test}): on {pair.fixed:,} of {pair.n:,} problems only {label(pair.first)} {does}, "
         f"on {pair.broken:,} only {label(pair.second)}"
     )
     if not pair.by_run:
-        return told
-    return f"{told}; by run {', '.join(points(difference) for difference in pair.by_run.values())}"
+        return text
+    return f"{text}; by run {', '.join(points(difference) for difference in pair.by_run.values())}"
 
 
 def _what_unclear_means(pair: PairedDifference) -> str:
@@ -151,14 +157,14 @@ def _gap(comparison: Comparison) -> list[str]:
     if STUDENT not in roles or BASE not in roles or TEACHER not in roles:
         return []
     if share is None:
-        told = f"{label(roles[TEACHER])} is not better than {label(roles[BASE])} here, so there is no gap to recover."
-        return [_sentence(told)]
+        text = f"{label(roles[TEACHER])} is not better than {label(roles[BASE])} here, so there is no gap to recover."
+        return [_sentence(text)]
     interval = comparison.gap_recovered_ci95
     sure = f" (95 % interval {percent_interval(interval)})" if interval else " (too small a gap for an interval)"
-    told = f"{label(roles[STUDENT])} recovers {percent(share)} of the gap between {label(roles[BASE])} and {label(roles[TEACHER])}{sure}"
+    text = f"{label(roles[STUDENT])} recovers {percent(share)} of the gap between {label(roles[BASE])} and {label(roles[TEACHER])}{sure}"
     control = comparison.models[roles[CONTROL]].gap_recovered if CONTROL in roles else None
-    told += f"; {label(roles[CONTROL])} recovers {percent(control)}" if control is not None else ""
-    return [_sentence(told) + ".", *_gap_left(comparison)]
+    text += f"; {label(roles[CONTROL])} recovers {percent(control)}" if control is not None else ""
+    return [_sentence(text) + ".", *_gap_left(comparison)]
 
 
 def _gap_left(comparison: Comparison) -> list[str]:
@@ -167,15 +173,15 @@ def _gap_left(comparison: Comparison) -> list[str]:
     if share is None or interval is None:
         return []
     control, student = label(comparison.roles[CONTROL]), label(comparison.roles[STUDENT])
-    told = (
+    text = (
         f"Of the gap that {control} leaves to {label(comparison.roles[TEACHER])}, {student} recovers {percent(share)}"
     )
-    return [f"{told} (95 % interval {percent_interval(interval)})."]
+    return [f"{text} (95 % interval {percent_interval(interval)})."]
 
 
 def _caveats(comparison: Comparison) -> list[str]:
     undecided = {name: result.undecided for name, result in comparison.models.items() if result.undecided}
     if not undecided:
         return []
-    told = ", ".join(f"{count} of {label(name)}" for name, count in undecided.items())
-    return [f"Answers the verifier could not decide count as not right: {told}."]
+    text = ", ".join(f"{count} of {label(name)}" for name, count in undecided.items())
+    return [f"Answers the verifier could not decide count as not right: {text}."]

@@ -1,13 +1,13 @@
 """The metrics of one model, from its rows of `predictions.jsonl`.
 
-With several samples per problem the accuracy is that of one sample, and beside it stand
+With several samples per problem the accuracy is that of one sample, and beside it are
 
 - `pass@k`, the chance that at least one of k samples is right: 1 − C(n − c, k) / C(n, k) with c of n samples right, the unbiased
   estimator of Chen et al. 2021 ("Evaluating Large Language Models Trained on Code", equation 1), averaged over problems;
 - `maj@k`, the chance that the most frequent answer of k samples is right (Wang et al. 2023, "Self-Consistency"), over all subsets of
   k of the n samples, or many random ones; tied answers share the vote, and a sample without an answer votes for none.
 
-Calibration asks whether the model knows when it is right: does the mean log-probability of its own text tell right answers from
+Calibration asks whether the model knows when it is right: does the mean log-probability of its own text part right answers from
 wrong ones? The area under the ROC curve is the chance that a right answer has the higher one; 0.5 is a coin.
 """
 
@@ -119,7 +119,7 @@ def summarize(rows: Sequence[Prediction], response_format: ReasoningFormat | Non
     """The metrics of one model.
 
     `accuracy` is the share of *all* answers verified as correct. Undecided answers are neither right nor
-    wrong: they stand beside it in `undecided`, and `accuracy_decided` leaves them out.
+    wrong: they are counted in `undecided`, and `accuracy_decided` leaves them out.
 
     Args:
         rows: The model's predictions.
@@ -191,7 +191,7 @@ def maj_at_k(votes: Sequence[str | None], right: Sequence[bool], k: int, *, seed
 
 
 def calibration(rows: Sequence[Prediction]) -> dict[str, Any] | None:
-    """Whether the mean log-probability of a text tells if its answer is right; `None` where none is known.
+    """Whether the mean log-probability of a text predicts if its answer is right; `None` where none is known.
 
     Returns:
         `n`, `auroc` and `p` (Mann & Whitney 1947; both `None` if all are right or all wrong), the mean log-probability of right
@@ -255,7 +255,7 @@ def _match(rows: Sequence[Prediction]) -> dict[str, float]:
 
 
 def _sampled(rows: Sequence[Prediction]) -> dict[str, Any]:
-    """What only several samples per problem can tell."""
+    """What only several samples per problem can show."""
     problems = _by_problem(rows)
     n = min(map(len, problems.values()))
     if n == 1:
@@ -275,7 +275,7 @@ def _sampled(rows: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _self_consistency(votes: Sequence[Sequence[str | None]], right: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """How often the samples of a problem agree, and whether agreement tells if the majority is right."""
+    """How often the samples of a problem agree, and whether agreement predicts if the majority is right."""
     agreement = np.array(
         [max(Counter(v for v in each if v is not None).values(), default=0) / len(each) for each in votes]
     )
@@ -291,7 +291,7 @@ def _majority(votes: Sequence[str | None], right: Sequence[bool], places: Sequen
         return 0.0
     most = max(count.values())
     tied = [vote for vote, times in count.items() if times == most]
-    # Answers that only algebra finds equal have different votes; of a vote, the samples' own verdicts tell if it is right.
+    # Answers that only algebra finds equal have different votes; whether a vote is right is in its samples' own verdicts.
     shares = [np.mean([right[place] for place in places if votes[place] == vote]) for vote in tied]
     return float(np.mean(shares))
 

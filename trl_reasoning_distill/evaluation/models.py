@@ -1,7 +1,7 @@
 """Which model to evaluate, and with which engine and options of its own.
 
 A model is a folder or hub name (of a model or a PEFT adapter). Prefixed with an engine, as in `openai:Qwen2.5-7B-Instruct`, it is
-asked through that engine instead of the evaluation's own. A mapping says more:
+asked through that engine instead of the evaluation's own. A mapping holds more:
 
     teacher: {model: Qwen2.5-7B-Instruct, engine: openai, base_url: http://localhost:8000/v1}
     quantised: {model: runs/x/distill/final_model, quantization: 4bit}
@@ -56,10 +56,10 @@ class ModelSpec:
         return cls(model, options)
 
     def describe(self) -> str:
-        """The model with what of its options can change an answer; what `model_path` says in a prediction."""
-        told = [f"{name}={self.options[name]}" for name in _CHANGES_ANSWERS if self.options.get(name) is not None]
+        """The model with what of its options can change an answer; the `model_path` of a prediction."""
+        changes = [f"{name}={self.options[name]}" for name in _CHANGES_ANSWERS if self.options.get(name) is not None]
         model = f"{self.options['engine']}:{self.model}" if "engine" in self.options else self.model
-        return f"{model} ({', '.join(told)})" if told else model
+        return f"{model} ({', '.join(changes)})" if changes else model
 
     @property
     def trusts_remote_code(self) -> bool:

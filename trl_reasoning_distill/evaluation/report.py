@@ -1,4 +1,4 @@
-"""One page that says what was found, how sure that is, and what it came from: `report.html`, `report.md`, `comparison.json`; and
+"""One page with what was found, how sure that is, and what it came from: `report.html`, `report.md`, `comparison.json`; and
 `model_card.md`, the section for the model's card.
 
 `report.html` is one file. It asks nothing of the network (its Content-Security-Policy forbids that), runs no script, and shows
@@ -42,8 +42,8 @@ from trl_reasoning_distill.evaluation.runs import (
 from trl_reasoning_distill.evaluation.scores import run_of
 
 
-def render(template: str, page: Mapping[str, Any]) -> str:
-    """A template of this package, filled in; by its name as HTML or as Markdown, and every value escaped for that."""
+def write_page(path: Path, template: str, page: Mapping[str, Any]) -> None:
+    """Fill in a template of this package, by its name as HTML or as Markdown, every value escaped for that."""
     import jinja2
     from markupsafe import Markup
 
@@ -67,19 +67,12 @@ def render(template: str, page: Mapping[str, Any]) -> str:
         "duration": _duration,
         "svg": Markup,  # only ever used for our own charts
     }
-    text: str = environment.get_template(template).render(page)
-    return text
-
-
-def printable(value: Any) -> Any:
-    """A text without the characters that no file or page can hold: control characters and halves of surrogate pairs."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", value)
+    with atomic_write(path) as handle:
+        handle.write(environment.get_template(template).render(page))
 
 
 def _printable(prediction: Prediction) -> Prediction:
-    texts = {name: printable(value) for name, value in vars(prediction).items() if isinstance(value, str)}
+    texts = {name: findings.printable(text) for name, text in vars(prediction).items() if isinstance(text, str)}
     return dataclasses.replace(prediction, **texts)
 
 
@@ -172,7 +165,7 @@ def write_report(
         seed: Of the resampling and of the choice of examples.
 
     Returns:
-        What stands in `comparison.json`.
+        What `comparison.json` holds.
 
     Raises:
         MissingExtraError: If matplotlib or Jinja2 is not installed.
@@ -191,7 +184,7 @@ def write_report(
     colors = model_colors(comparison)
     stages = trace_provenance([evaluation_dir, *(training or {}).values(), *([store] if store else [])])
     page = {
-        "title": printable(title),
+        "title": findings.printable(title),
         "comparison": comparison,
         "finding": findings.find(comparison),
         "charts": _charts(comparison, colors),
@@ -208,8 +201,7 @@ def write_report(
     }
     write_json(output_dir / "comparison.json", comparison.to_dict())
     for name in ("model_card.md", "report.md", "report.html"):
-        with atomic_write(output_dir / name) as handle:
-            handle.write(render(f"{name}.j2", page))
+        write_page(output_dir / name, f"{name}.j2", page)
     return comparison
 
 
@@ -247,7 +239,7 @@ def _pair_by_part(parts: Mapping[str, Part], names: tuple[str, str]) -> dict[str
 
 
 def _student_settings(stages: Sequence[StageManifest]) -> dict[str, Any]:
-    """What the distillation was told, of what a reader of a model card asks first."""
+    """The options of the distillation that a reader of a model card asks for first."""
     distilled = [stage for stage in stages if stage.stage in ("distill", "gkd")]
     return {name: value for name, value in distilled[-1].config.items() if name in CARD_SETTINGS} if distilled else {}
 
@@ -273,7 +265,7 @@ def _metrics(path: Path, comparison: Comparison) -> dict[str, dict[str, Any]]:
         return {}
     found: dict[str, dict[str, Any]] = {}
     for name, metrics in read_json(path)["models"].items():
-        found.setdefault(run_of(printable(name))[0], metrics)
+        found.setdefault(run_of(findings.printable(name))[0], metrics)
     return {name: found[name] for name in comparison.models if name in found}
 
 

@@ -134,7 +134,7 @@ def trace_provenance(paths: Iterable[str | os.PathLike[str]]) -> list[StageManif
 
 
 def cost(stages: Sequence[StageManifest]) -> list[dict[str, Any]]:
-    """What each stage took: wall time, its share of the whole, tokens, and money where the stage was told prices."""
+    """What each stage took: wall time, its share of the whole, tokens, and money where the stage was given prices."""
     whole = sum(stage.wall_seconds for stage in stages)
     return [
         {

@@ -81,7 +81,7 @@ def collect_scores(predictions: Iterable[Prediction | Mapping[str, Any]]) -> Sco
 
     Raises:
         ValueError: If there is no prediction, the models did not answer the same problems equally often, one answer occurs twice,
-            or `NAME` and `NAME@SEED` stand side by side.
+            or both `NAME` and `NAME@SEED` are among the models.
     """
     verdicts: dict[str, dict[str, dict[int, bool]]] = {}
     undecided: Counter[str] = Counter()

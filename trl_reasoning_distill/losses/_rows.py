@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_reasoning_distill.losses.divergence import accumulator
+from trl_reasoning_distill.losses.divergence import LOG_ZERO, accumulator
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -24,7 +24,7 @@ class RowStatistics(NamedTuple):
     """A few numbers per row of logits, each `(tokens,)`; floats in float32 (float64 for float64 logits).
 
     Attributes:
-        max: the largest logit.
+        max: the largest logit; like the log-sum-exps no less than those of `LOG_ZERO`, also in a row of -inf.
         first_tie: the lowest id whose logit equals the `rival` that was given; the vocabulary's size if there is none or
             if some logit is larger.
         log_sum_exp: over the row.
@@ -37,9 +37,6 @@ class RowStatistics(NamedTuple):
     log_sum_exp: Float[Tensor, " tokens"]
     log_sum_exp_t: Float[Tensor, " tokens"]
     mean: Float[Tensor, " tokens"]
-
-    def detached(self) -> RowStatistics:
-        return RowStatistics(*(statistic.detach() for statistic in self))
 
     def joined(self, other: RowStatistics, vocab: int) -> RowStatistics:
         """Statistics of the row that self, `vocab` ids wide, and `other` make up; what is at the temperature stays self's.
@@ -62,7 +59,7 @@ def row_statistics(
     dtype = accumulator(logits.dtype)
     maximum, log_sum_exp, log_sum_exp_t, mean = logits.new_empty(4, tokens, dtype=dtype)
     for rows, x, e in blocks(logits, dtype):
-        top = torch.amax(x, dim=-1, out=maximum[rows])[:, None]
+        top = torch.amax(x, dim=-1, out=maximum[rows]).clamp_min_(LOG_ZERO)[:, None]
         if temperature == 1.0:
             torch.sub(x, top, out=e).exp_()
         else:
@@ -75,6 +72,13 @@ def row_statistics(
         total = e.sum(-1)
         log_sum_exp[rows] = total.log() + top[:, 0]
         mean[rows] = torch.linalg.vecdot(e, x) / total
+    # A logit of -inf has no mass, but 0 * -inf is no number. It is rare: look at these rows again.
+    undefined = mean.isnan().nonzero()[:, 0]
+    if len(undefined):
+        finite = logits[undefined].to(dtype).clamp_min_(LOG_ZERO)
+        mean[undefined] = torch.linalg.vecdot(finite.softmax(-1), finite)
+    log_sum_exp.clamp_min_(LOG_ZERO)  # a row of which nothing is left
+    log_sum_exp_t.clamp_min_(LOG_ZERO / temperature)
     # A tie is rare, and finding the position of a maximum is slow on the CPU: look only where there is one.
     first_tie = torch.full((tokens,), vocab, device=logits.device)
     tied = (maximum == rival).nonzero()[:, 0]

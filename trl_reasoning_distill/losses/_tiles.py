@@ -1,6 +1,6 @@
 """A second model's tile of logits beside the student's: its Top-K, or a divergence over the whole vocabulary.
 
-Torch on every device: the tile is read in blocks of rows (see `_rows.blocks`), float32 whatever the tile is.
+In torch, by blocks of rows (see `_rows.blocks`), float32 whatever the tile is: the path for the CPU, and the reference for `_triton_tiles`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,12 @@ def top_k_targets(
         agrees[rows] = judge.gather(1, ids[rows, :1])[:, 0] == judge.amax(-1)
         named = teacher.named_logits(tile[rows], hidden[rows], ids[rows])
         top = z.gather(1, ids[rows, :1]) if on == "teacher" else z.amax(-1, keepdim=True)
-        rest = torch.sub(z, top, out=buffer).div_(temperature).exp_().scatter_(1, ids[rows], 0.0).sum(-1, keepdim=True)
-        logits = torch.cat([(named - top) / temperature, rest.log().clamp_min_(LOG_ZERO)], -1).log_softmax(-1)
+        # Relative to its own largest: beside a teacher that is sure of its Top-K, all else underflows.
+        z.scatter_(1, ids[rows], -torch.inf)
+        second = z.amax(-1, keepdim=True).clamp_min_(LOG_ZERO)
+        rest = torch.sub(z, second, out=buffer).div_(temperature).exp_().sum(-1, keepdim=True).log_()
+        rest += (second - top) / temperature
+        logits = torch.cat([(named - top) / temperature, rest.clamp_min_(LOG_ZERO)], -1).log_softmax(-1)
         log_probs[rows], log_tail[rows] = logits[:, :-1], logits[:, -1]
     return TopKTargets(ids, log_probs, log_tail), agrees
 
@@ -78,7 +82,7 @@ def dense_divergence_(
     for rows, z, buffer in blocks(student, values.dtype):
         slope = None if logit_softcap is None or factor is None else 1 - (z / logit_softcap).square_()
         first = z.argmax(-1, keepdim=True)
-        log_q = z.div_(temperature).log_softmax(-1)
+        log_q = z.div_(temperature).log_softmax(-1).clamp_min_(LOG_ZERO)
         log_p = buffer.copy_(tile[rows]).div_(temperature).log_softmax(-1).clamp_min_(LOG_ZERO)
         agrees[rows] = log_p.gather(1, first)[:, 0] == log_p.amax(-1)
         q, p = torch.exp(log_q, out=z), torch.exp(log_p, out=buffer)

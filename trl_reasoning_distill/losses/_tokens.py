@@ -7,7 +7,7 @@ log-sum-exp of all others. So the loss is a differentiable function of `entries 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -50,6 +50,11 @@ class LossSettings:
     on: str = "teacher"
     shared_ids: int | None = None
 
+    @property
+    def in_float32(self) -> bool:
+        """Whether whole rows of two models are subtracted: near convergence, 16 bits keep little of the difference."""
+        return self.reference_head is not None or (self.teacher_head is not None and self.top_k is None)
+
 
 @dataclass(frozen=True)
 class TokenTargets:
@@ -68,6 +73,11 @@ class TokenTargets:
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         parts.update({name: part[tokens] for name, part in parts.items() if part is not None})
         return TokenTargets(**parts)
+
+    def weighted(self, factor: Tensor) -> TokenTargets:
+        """The same with each weight times `factor`."""
+        names = ("sft_weight", "kd_weight", "kl_weight")
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
 
 
 class DenseTerms(NamedTuple):
@@ -92,6 +102,20 @@ class TokenValues(NamedTuple):
     top1_agreement: Bool[Tensor, " tokens"]
 
 
+class TokenGradients(NamedTuple):
+    """Of the loss of each token with respect to what it is a function of.
+
+    Attributes:
+        z: `(tokens, entries)`, the named logits.
+        log_sum_exps: of the rest of the row, and of its padding where that stands apart.
+        log_sum_exp_t: of the rest at the temperature, None at 1.
+    """
+
+    z: Float[Tensor, "tokens entries"]
+    log_sum_exps: list[Float[Tensor, " tokens"]]
+    log_sum_exp_t: Float[Tensor, " tokens"] | None
+
+
 class Entries(NamedTuple):
     """The entries of each row that the loss names one by one: the label, then the Top-K ids, each once.
 
@@ -113,6 +137,10 @@ class Entries(NamedTuple):
         slot = _first_occurrence(ids)
         return cls(ids, slot, slot == torch.arange(ids.shape[1], device=ids.device))
 
+    def of_tokens(self, tokens: slice) -> Entries:
+        """Those of some tokens only."""
+        return Entries(self.ids[tokens], self.slot[tokens], self.is_unique[tokens])
+
     def place(self, topk: TopKTargets, start: int) -> Float[Tensor, "tokens entries"]:
         """A teacher's log-probabilities on the entries, -inf where it says nothing; its ids are those from `start` on."""
         empty = topk.log_probs.new_full(self.ids.shape, -torch.inf)
@@ -127,6 +155,31 @@ def _first_occurrence(ids: Int[Tensor, "tokens entries"]) -> Int[Tensor, "tokens
     starts_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     run_start = torch.where(starts_run, position, 0).cummax(dim=-1).values
     return torch.empty_like(ids).scatter_(1, order, order.gather(1, run_start))
+
+
+def differentiated(
+    z: Float[Tensor, "tokens entries"],
+    rest: RowStatistics,
+    padding: RowStatistics | None,
+    entries: Entries,
+    targets: TokenTargets,
+    settings: LossSettings,
+    dense: DenseTerms,
+) -> tuple[TokenValues, TokenGradients]:
+    """`token_losses` and its gradient, by autograd."""
+    has_temperature = targets.teacher is not None and settings.temperature != 1.0
+    leaves = [z, rest.log_sum_exp]
+    leaves += [] if padding is None else [padding.log_sum_exp]
+    leaves += [rest.log_sum_exp_t] if has_temperature else []
+    with torch.enable_grad():
+        for leaf in leaves:
+            leaf.requires_grad_()
+        values = token_losses(z, rest, padding, entries, targets, settings, dense)
+        grad_z, *grads = torch.autograd.grad(values.loss.sum(), leaves)
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    grad_t = grads.pop() if has_temperature else None
+    return TokenValues(*(value.detach() for value in values)), TokenGradients(grad_z, grads, grad_t)
 
 
 def token_losses(

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trl_reasoning_distill.losses._rows import RowStatistics
+from trl_reasoning_distill.losses.divergence import LOG_ZERO
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -39,11 +40,13 @@ def _statistics_kernel(
     inverse_temperature,
     HAS_TEMPERATURE: tl.constexpr,
     IS_TWO: tl.constexpr,
+    LOG_ZERO: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    inverse_temperature = tl.cast(inverse_temperature, tl.float32)  # torch.compile passes scalars in float64
     row = tl.program_id(0).to(tl.int64)
     rival = tl.load(rival_ptr + row)
-    top = -float("inf")
+    top = LOG_ZERO  # not -inf: a block of which nothing is left would make inf - inf
     total, total_t, weighted = 0.0, 0.0, 0.0
     first_tie = vocab
     for start in range(0, vocab, BLOCK):
@@ -61,14 +64,17 @@ def _statistics_kernel(
             e = tl.exp(z - new_top)
         rescale = tl.exp(top - new_top)
         total = total * rescale + tl.sum(e, axis=0)
-        weighted = weighted * rescale + tl.sum(e * tl.where(mask, z, 0.0), axis=0)
+        weighted = weighted * rescale + tl.sum(e * tl.maximum(z, LOG_ZERO), axis=0)
         top = new_top
     tl.store(max_ptr + row, top)
     tl.store(first_tie_ptr + row, tl.where(top == rival, first_tie, vocab).to(tl.int64))
-    tl.store(log_sum_exp_ptr + row, tl.log(total) + top)
-    tl.store(mean_ptr + row, weighted / total)
+    tl.store(log_sum_exp_ptr + row, tl.maximum(tl.log(total) + top, LOG_ZERO))
+    tl.store(mean_ptr + row, tl.where(total == 0.0, LOG_ZERO, weighted / total))
     if HAS_TEMPERATURE:
-        tl.store(log_sum_exp_t_ptr + row, tl.log(total_t) + top * inverse_temperature)
+        tl.store(
+            log_sum_exp_t_ptr + row,
+            tl.maximum(tl.log(total_t) + top * inverse_temperature, LOG_ZERO * inverse_temperature),
+        )
 
 
 @triton.jit
@@ -88,6 +94,9 @@ def _gradient_kernel(
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    inverse_temperature = tl.cast(inverse_temperature, tl.float32)
+    logit_scale = tl.cast(logit_scale, tl.float32)
+    inverse_softcap = tl.cast(inverse_softcap, tl.float32)
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < vocab
@@ -131,6 +140,7 @@ def row_statistics(
         1 / temperature,
         HAS_TEMPERATURE=temperature != 1.0,
         IS_TWO=temperature == 2.0,
+        LOG_ZERO=LOG_ZERO,
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )

@@ -291,8 +291,19 @@ def _check_ids(targets: TokenTargets, vocab: int) -> None:
     if targets.reference is not None:
         ids["reference.ids"] = targets.reference.ids
     for name, tensor in ids.items():
-        if tensor is not None and tensor.numel() and not 0 <= int(tensor.max()) < vocab and int(tensor.max()) != -1:
+        if tensor is None or not tensor.numel():
+            continue
+        if tensor.device.type == "cuda":  # asserted there, as cross-entropy does: looking would make the host wait
+            is_valid = (tensor < vocab) & (tensor >= 0) if name == "labels" else tensor < vocab
+            torch._assert_async(is_valid.all(), f"`{name}` holds an id that the head, of {vocab} tokens, does not know")
+            continue
+        largest = int(tensor.max())
+        if largest >= vocab:
             raise ValueError(
-                f"`{name}` holds the id {int(tensor.max())}, but the head knows {vocab} tokens. Were the targets made "
+                f"`{name}` holds the id {largest}, but the head knows {vocab} tokens. Were the targets made "
                 "for another vocabulary? Align them to the student's first."
+            )
+        if name == "labels" and int(tensor.min()) < 0:
+            raise ValueError(
+                f"`labels` holds {int(tensor.min())}, which is no token. Only {IGNORED_LABEL} marks a position that is not supervised."
             )

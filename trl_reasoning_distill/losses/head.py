@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trl_reasoning_distill.losses import _kernels, _matmul
 from trl_reasoning_distill.losses.divergence import accumulator
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-# Elements of the head's rows that are gathered at a time.
-_CPU_GATHERED, _ACCELERATOR_GATHERED = 2**20, 2**25
 
 _FACTORS = (
     "logit_scale",  # Cohere
@@ -90,10 +88,17 @@ class Head(NamedTuple):
         bias = None if self.bias is None else self.bias.detach()[:vocab].to(dtype)
         return self._replace(weight=self.weight.detach()[:vocab].to(dtype), bias=bias)
 
-    def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
-        """The logits, as the model's own forward pass rounds them."""
+    def logits(
+        self, hidden: Float[Tensor, "tokens hidden"], *, in_float32: bool = False
+    ) -> Float[Tensor, "tokens vocab"]:
+        """The logits as the model's own forward pass rounds them, or `in_float32`, where 16 bits do not tell two models apart."""
         weight, bias = self.weight, self.bias
-        logits = torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
+        if in_float32 and hidden.dtype != accumulator(hidden.dtype):
+            logits = _matmul.product(hidden, weight.t())
+            if bias is not None:
+                logits += bias
+        else:
+            logits = torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
         return self.transform_(logits)
 
     def named_logits(
@@ -109,12 +114,8 @@ class Head(NamedTuple):
         dtype = accumulator(logits.dtype)
         if logits.dtype == dtype:
             return logits.gather(1, ids)
-        named = torch.empty(ids.shape, dtype=dtype, device=ids.device)
-        budget = _CPU_GATHERED if logits.device.type == "cpu" else _ACCELERATOR_GATHERED
-        step = max(1, budget // (ids.shape[1] * hidden.shape[1]))
-        for start in range(0, len(ids), step):
-            rows = slice(start, start + step)
-            torch.bmm(self.weight[ids[rows]].to(dtype), hidden[rows, :, None].to(dtype), out=named[rows, :, None])
+        gather: Any = _kernels.kernels("gather", logits.device.type, logits.dtype)
+        named = (gather or _matmul).named_products(self.weight, hidden, ids)
         if self.bias is not None:
             named += self.bias[ids].to(dtype)
         return self.transform_(named)

@@ -32,4 +32,4 @@ STAGES = {
     "chat": Stage("ask the student and the teacher the same question, side by side", accelerated=False),
     "store": Stage("look into a Top-K store, and check it", accelerated=False),
 }
-"""Every stage in the order of the road from problems to report; the name is also the script's module name."""
+"""Every stage, in order from problems to report; the name is also the script's module name."""

@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING
 
 from trl_reasoning_distill.options import Count, option
 from trl_reasoning_distill.scripts.planning import EXAMPLES, Plan
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.data.manifest import StageRun
 
 
@@ -44,11 +42,7 @@ class AlignArguments(StageArguments):
     trust_remote_code: bool = option(False, "Run code that comes with a hub model. Off unless you trust it.")
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((AlignArguments,), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(AlignArguments)
 
 
 class Align(Stage):

@@ -1,8 +1,8 @@
-"""Options that `generate` and `evaluate` share: which problems, how they are asked, and how tokens are chosen."""
+"""Options that several stages share: problems, prompts, sampling, accuracy while training, selection, and what scores rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,9 +12,9 @@ from trl_reasoning_distill.options import (
     CountOrZero,
     JsonMapping,
     NonNegative,
+    Options,
     PositiveShare,
     Share,
-    check_options,
     option,
 )
 from trl_reasoning_distill.teacher.sampling import LoadingOptions, ServerOptions
@@ -39,7 +39,7 @@ OF_THE_SOURCE = "source"
 
 
 @dataclass(kw_only=True)
-class ProblemArguments:
+class ProblemArguments(Options):
     """Which problems."""
 
     source: str = option(
@@ -52,9 +52,6 @@ class ProblemArguments:
     source_options: JsonMapping | None = option(
         None, 'Further options of the source, such as {"steps": [1, 2]} or {"columns": {"question": "prompt"}}.'
     )
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     def load(self) -> list[Problem]:
         """The problems.
@@ -71,7 +68,7 @@ class ProblemArguments:
 
 
 @dataclass
-class PromptArguments:
+class PromptArguments(Options):
     """How they are asked."""
 
     response_format: str = option(
@@ -81,7 +78,7 @@ class PromptArguments:
     system_prompt: str | None = option(None, "Replaces the format's own system prompt; an empty text sends none.")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.response_format != OF_THE_SOURCE:
             self.make_format()
 
@@ -109,7 +106,7 @@ class PromptArguments:
 
 
 @dataclass
-class SamplingArguments:
+class SamplingArguments(Options):
     """How tokens are chosen."""
 
     max_new_tokens: Count = option(512, "A completion is cut here.")
@@ -117,9 +114,10 @@ class SamplingArguments:
     top_p: PositiveShare = option(1.0, "Keep the smallest set of tokens with this probability; 1 keeps all.")
     top_k: CountOrZero = option(0, "Keep this many tokens; 0 keeps all.")
     seed: CountOrZero = option(0, "Seed of sampled completions.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
+    stop: list[str] | None = option(
+        None,
+        "A completion ends before these texts. Default: where the model begins a question of its own; an empty text: nowhere.",
+    )
 
     def make_sampling(self) -> SamplingConfig:
         """The checked sampling settings.
@@ -129,11 +127,12 @@ class SamplingArguments:
         """
         from trl_reasoning_distill.teacher.sampling import SamplingConfig
 
-        return SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
+        stop = None if self.stop is None else tuple(text for text in self.stop if text)
+        return SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k, stop)
 
 
 @dataclass
-class AccuracyArguments:
+class AccuracyArguments(Options):
     """Accuracy in the training loop."""
 
     accuracy_problems: CountOrZero = option(
@@ -149,9 +148,6 @@ class AccuracyArguments:
     accuracy_batch_size: Count | None = option(
         None, "Answers written at once on each device. Default: per_device_eval_batch_size."
     )
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     def check(self, config: ReasoningSFTConfig) -> None:
         """Refuse settings that would fail at the first evaluation, hours from now.
@@ -219,7 +215,7 @@ def _from_rows(rows: Iterable[Mapping[str, Any]], count: int) -> list[HeldOutPro
 
 
 @dataclass
-class SelectionArguments:
+class SelectionArguments(Options):
     """Which of a problem's traces become training rows, and how they are written."""
 
     strategy: str = option(
@@ -239,7 +235,7 @@ class SelectionArguments:
     min_agreement: Share = option(0.5, "For consensus without a gold answer: the majority's least share.")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         from trl_reasoning_distill.data.formatting import ReasoningFormat
 
         for name in (self.response_format, self.target_format):
@@ -346,7 +342,7 @@ class ReaderArguments(ServerOptions, LoadingOptions):
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         of_servers = {one.name for one in fields(ServerOptions)}
         for one in fields(self):
             value = getattr(self, one.name)

@@ -27,12 +27,19 @@ from trl_reasoning_distill.data.row_files import is_row_file, without_nulls
 from trl_reasoning_distill.options import Count, JsonMapping, Positive, option
 from trl_reasoning_distill.scripts.arguments import ReaderArguments
 from trl_reasoning_distill.scripts.planning import DRY_RUN_ROWS, EXAMPLES, Plan, record_bytes
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, is_main_process, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import (
+    Outcome,
+    Stage,
+    StageArguments,
+    is_main_process,
+    parser_of,
+    settings_of,
+    stage_main,
+)
 from trl_reasoning_distill.teacher.context import TeacherContextOptions
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.teacher.capture import CaptureConfig
@@ -102,11 +109,7 @@ class CaptureArguments(TeacherContextOptions, StageArguments):
         )
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((CaptureArguments, ReaderArguments), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(CaptureArguments, ReaderArguments)
 
 
 class Capture(Stage):

@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from trl_reasoning_distill.evaluation.models import ModelSpec
-from trl_reasoning_distill.options import check_options, option
+from trl_reasoning_distill.options import Options, option
 from trl_reasoning_distill.scripts.arguments import PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.command import Command, is_main_process
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main, warn_of_remote_code
+from trl_reasoning_distill.scripts.stage import command_main, parse_stage, parser_of, warn_of_remote_code
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.evaluation.side_by_side import Reply
     from trl_reasoning_distill.teacher.sampling import Engine, SamplingConfig
@@ -38,7 +36,7 @@ _PROMPT = "question> "
 
 
 @dataclass(kw_only=True)
-class ChatArguments:
+class ChatArguments(Options):
     """Who is asked, and what."""
 
     student: str = option(help="The student: folder, hub name, adapter, or engine:name.")
@@ -48,7 +46,7 @@ class ChatArguments:
     color: Literal["auto", "always", "never"] = option("auto", "auto (in a terminal), always or never.")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.gold is not None and self.question is None:
             raise ValueError(
                 f"gold is the answer to a question: give one, or write it as `QUESTION {GOLD_MARK} ANSWER`."
@@ -63,15 +61,10 @@ class ChatArguments:
         return {role: ModelSpec.parse(model) for role, model in asked.items() if model}
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this command."""
-    from trl import TrlParser
-
-    dataclass_types = (ChatArguments, PromptArguments, SamplingArguments, EngineArguments)
-    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(ChatArguments, PromptArguments, SamplingArguments, EngineArguments)
 
 
-@stage_main
+@command_main
 def main(command: Command) -> None:
     """Run the command."""
     options, prompt, sampling, engine = parse_stage(make_parser(), command)
@@ -79,7 +72,7 @@ def main(command: Command) -> None:
         return
 
     from trl_reasoning_distill.evaluation.side_by_side import render
-    from trl_reasoning_distill.terminal import takes_colour, width
+    from trl_reasoning_distill.terminal import printable, takes_colour, width
 
     color = options.color == "always" or (options.color == "auto" and takes_colour())
     columns = width() if sys.stdout.isatty() else 80
@@ -89,7 +82,7 @@ def main(command: Command) -> None:
     for question, gold in _questions(options, lambda: sys.stdin):
         replies = ask(engines, question, gold, response_format, settings, sampling.seed)
         if not sys.stdin.isatty() or options.question is not None:
-            print(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}")
+            print(printable(f"{_PROMPT}{question}{f' {GOLD_MARK} {gold}' if gold is not None else ''}"))
         print(render(replies, width=columns, color=color) + "\n", flush=True)
 
 
@@ -102,14 +95,22 @@ def ask(
     seed: int = 0,
 ) -> list[Reply]:
     """The replies of all models to one question."""
+    from trl_reasoning_distill.data.schema import Problem
     from trl_reasoning_distill.evaluation.side_by_side import make_reply
-    from trl_reasoning_distill.teacher.sampling import GenerationRequest, sample_seed
+    from trl_reasoning_distill.teacher.sampling.loop import draw_and_judge
 
-    request = GenerationRequest("question", response_format.messages(question), sample_seed(question, 0, seed))
+    asked = Problem(id=question, question=question, answer=gold, source="chat")
     replies = []
     for role, engine in engines.items():
-        ((_, output),) = engine.generate([request], sampling)
-        replies.append(make_reply(role, output, response_format, gold))
+        ((sample,),) = draw_and_judge(
+            engine,
+            [[(asked, 0)]],
+            lambda problem: response_format.messages(problem.question),
+            sampling,
+            response_format=response_format,
+            seed=seed,
+        )
+        replies.append(make_reply(role, sample, response_format))
     return replies
 
 

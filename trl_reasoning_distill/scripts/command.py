@@ -19,9 +19,6 @@ from trl_reasoning_distill.config_files import environment_of, read_config
 from trl_reasoning_distill.scripts import source
 from trl_reasoning_distill.terminal import printable
 
-COMMAND_VARIABLE = "TRD_COMMAND"
-"""The environment variable in which `trl-distill` gives its stages what the user typed."""
-
 USAGE_ERROR = 2
 """Exit code of a mistake in the options, as argparse has it; any other mistake of the user's exits with 1."""
 

@@ -20,11 +20,16 @@ from trl_reasoning_distill.options import Count, CountOrZero, JsonMapping, Posit
 from trl_reasoning_distill.scripts.arguments import PromptArguments
 from trl_reasoning_distill.scripts.command import check_given
 from trl_reasoning_distill.scripts.planning import EXAMPLES, Plan
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, TrainingStageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import (
+    Outcome,
+    Stage,
+    TrainingStageArguments,
+    parser_of,
+    settings_of,
+    stage_main,
+)
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.mixture import Mixture
     from trl_reasoning_distill.data.preview import Item
@@ -71,11 +76,7 @@ class DataArguments(TrainingStageArguments):
             raise ValueError(f"decontaminate={self.decontaminate}: give all, none, or a list of evaluation sets.")
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((DataArguments, PromptArguments), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(DataArguments, PromptArguments)
 
 
 class Data(Stage):

@@ -6,7 +6,7 @@
 In YAML, `models` is a mapping (`base: path`) or a list (`- base=path`). A model may be a folder, a hub name, or an adapter; with
 `openai:NAME` or `vllm:NAME` it is asked through that engine; a mapping gives it engine options of its own:
 `teacher: {model: NAME, engine: openai, base_url: …}`, `small: {model: PATH, quantization: 4bit}`. Names such as `sft@0` and `sft@1`
-are runs of one model. Writes `predictions.jsonl` (prompt, output, extracted answer, verdict with its reason, tokens, time,
+are runs of one model. Writes `predictions.jsonl` (prompt, completion, extracted answer, verdict with its reason, tokens, time,
 log-probability) and `metrics.json` (accuracy with a 95 % interval, rates of cut, missing and undecided answers, by kind, form of the
 reasoning, calibration; with `--num_samples` also pass@k and maj@k). A killed run goes on where it stopped. `--export` writes the
 results in the format of another harness too. Then run `report`.
@@ -28,6 +28,7 @@ from trl_reasoning_distill.scripts.stage import (
     Outcome,
     Stage,
     StageArguments,
+    parser_of,
     settings_of,
     stage_main,
     warn_of_remote_code,
@@ -36,7 +37,6 @@ from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.manifest import StageRun
 
@@ -85,12 +85,7 @@ def parse_models(models: Mapping[str, Any] | Iterable[str]) -> dict[str, ModelSp
     return {name: ModelSpec.parse(path) for name, path in pairs}
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    dataclass_types = (EvaluateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
-    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(EvaluateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
 
 
 class Evaluate(Stage):

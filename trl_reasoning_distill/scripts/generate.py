@@ -3,8 +3,8 @@
     accelerate launch recipes/generate.py --config recipes/quickstart/generate.yaml
     trl-distill generate --teacher Qwen/Qwen2.5-7B-Instruct --source gsm8k --num_samples 4 --temperature 0.8 --output_dir runs/x/generate
 
-Writes `problems.jsonl` (what was asked) and `traces.jsonl` (what was written: question, gold answer, completion, how it
-ended, tokens, seed) to `output_dir`. A killed run goes on where it stopped, also with another number of processes, and makes
+Writes `problems.jsonl` (what was asked), `traces.jsonl` (what was written: question, gold answer, completion, how it
+ended, tokens, seed) and, where a server refused or failed, `failures.jsonl` to `output_dir`. A killed run goes on where it stopped, also with another number of processes, and makes
 the same traces. `until_verified: 1` with `max_samples: 8` draws further samples only for problems without a right one yet.
 It ends with what that took: tokens, time, and with the server's prices what it cost. Then run `verify`.
 """
@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from trl_reasoning_distill.options import Count, NonNegative, option
 from trl_reasoning_distill.scripts.arguments import ProblemArguments, PromptArguments, SamplingArguments
 from trl_reasoning_distill.scripts.planning import Plan, describe_prompts_of
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 from trl_reasoning_distill.teacher.sampling import EngineArguments
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.schema import Problem
@@ -56,12 +55,7 @@ class GenerateArguments(StageArguments):
     output_price: NonNegative = option(0.0, "What a million written tokens cost, for the summary.")
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    dataclass_types = (GenerateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
-    return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(GenerateArguments, ProblemArguments, PromptArguments, SamplingArguments, EngineArguments)
 
 
 class Generate(Stage):
@@ -126,8 +120,9 @@ class Generate(Stage):
         if not self.state.is_main_process:
             return {}, ""
         cost = (counts["prompt_tokens"] * options.input_price + counts["tokens"] * options.output_price) / 1e6
+        failed = f"{counts['failed']} without an answer (see failures.jsonl) · " if counts["failed"] else ""
         return counts | ({"cost": round(cost, 6)} if cost else {}), (
-            f"{counts['traces']} traces for {counts['problems']} problems · {counts['cut']} cut at {self.sampling.max_new_tokens} tokens · "
+            f"{counts['traces']} traces for {counts['problems']} problems · {failed}{counts['cut']} cut at {self.sampling.max_new_tokens} tokens · "
             f"{counts['tokens']:,} tokens in {timedelta(seconds=round(counts['seconds']))} ({counts['tokens_per_second']:,.0f} tokens/s)"
             + (f" · cost {cost:,.2f}" if cost else "")
         )

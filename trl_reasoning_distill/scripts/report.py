@@ -21,11 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from trl_reasoning_distill.options import Bounds, CountOrZero, NamedWords, option
 from trl_reasoning_distill.scripts.command import check_given
 from trl_reasoning_distill.scripts.planning import Plan
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.data.manifest import StageRun
 
 
@@ -91,11 +89,7 @@ def parse_trainings(trainings: Mapping[str, Any] | Iterable[str]) -> dict[str, s
     return dict(pairs)
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((ReportArguments,), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(ReportArguments)
 
 
 class Report(Stage):

@@ -21,11 +21,9 @@ from trl_reasoning_distill.scripts.arguments import (
     write_selection,
 )
 from trl_reasoning_distill.scripts.planning import Plan
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.data.manifest import StageRun
 
 
@@ -36,11 +34,7 @@ class SelectArguments(StageArguments):
     verified: str = option(help="Folder that the verify stage wrote.")
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((SelectArguments, SelectionArguments), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(SelectArguments, SelectionArguments)
 
 
 class Select(Stage):

@@ -139,18 +139,19 @@ def help_of(script: str, prog: str, epilog: str = "") -> str:
 
 
 def _parser_dataclasses(tree: ast.Module, script: str) -> list[str]:
-    """Names of the dataclasses that `make_parser` hands to its `TrlParser`."""
+    """Names of the dataclasses that `make_parser` is made of: the arguments of `parser_of`, or of the `TrlParser` that it calls."""
     assignments = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
     assigned = {node.targets[0].id: node.value for node in assignments if isinstance(node.targets[0], ast.Name)}
+    made = assigned.get("make_parser")
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "make_parser"]
-    calls: list[ast.AST] = [node for function in functions for node in ast.walk(function)]
-    for call in calls:
+    for call in ast.walk(functions[0]) if functions else ():
         if isinstance(call, ast.Call) and (_name(call.func) or "").endswith("Parser") and call.args:
-            types = assigned.get(_name(call.args[0]) or "", call.args[0])
-            names = [_name(item) for item in (types.elts if isinstance(types, ast.Tuple | ast.List) else [types])]
-            if all(names):
-                return [name for name in names if name]
-    raise UnreadableOptionsError(f"{script} has no make_parser that calls TrlParser on named dataclasses.")
+            made = assigned.get(_name(call.args[0]) or "", call.args[0])
+    types = made.args if isinstance(made, ast.Call) else made.elts if isinstance(made, ast.Tuple) else [made]
+    names = [name for name in map(_name, types) if name]
+    if not names or len(names) < len(types):
+        raise UnreadableOptionsError(f"{script} has no make_parser that calls TrlParser on named dataclasses.")
+    return names
 
 
 def _find_class(name: str, path: Path) -> tuple[ast.ClassDef, Path]:

@@ -4,8 +4,7 @@
     class SelectArguments(StageArguments):
         verified: str = option(help="Folder that the verify stage wrote.")
 
-    def make_parser(prog: str | None = None) -> TrlParser:
-        return TrlParser((SelectArguments, SelectionArguments), prog=prog)
+    make_parser = parser_of(SelectArguments, SelectionArguments)
 
     class Select(Stage):
         name = "select"
@@ -28,6 +27,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from trl_reasoning_distill.data.files import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError
-from trl_reasoning_distill.options import check_options, option
+from trl_reasoning_distill.options import Options, option
 from trl_reasoning_distill.processes import (
+    COMMAND_VARIABLE,
     InterruptedBySignal,
     end_with_launcher,
     interrupt,
@@ -47,7 +48,6 @@ from trl_reasoning_distill.processes import (
     runs_on_cpus,
 )
 from trl_reasoning_distill.scripts.command import (
-    COMMAND_VARIABLE,
     USAGE_ERROR,
     Command,
     check_given,
@@ -56,6 +56,7 @@ from trl_reasoning_distill.scripts.command import (
     is_main_process,
     read_command,
 )
+from trl_reasoning_distill.terminal import printable, takes_colour
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -77,14 +78,11 @@ Outcome = tuple[Mapping[str, int | float], str]
 
 
 @dataclass(kw_only=True)
-class TrainingStageArguments:
+class TrainingStageArguments(Options):
     """Options of every stage. Training stages take `output_dir` from `TrainingArguments`, so it is not here."""
 
     dry_run: bool = option(False, "Check the options and the inputs, show what would be done, and stop.")
     overwrite: bool = option(False, "First remove what an earlier run of a stage has left in the output folder.")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(kw_only=True)
@@ -137,32 +135,53 @@ class Stage:
         """What follows the manifest; on all ranks, and each time, also if the folder holds the result already."""
 
 
-def stage_main(
-    stage_class: type[Stage] | Callable[[Command], None], make_parser: Callable[[], TrlParser] | None = None
-) -> Callable[..., None]:
-    """A stage's `main`: help and mistyped options before anything heavy is loaded, errors of one line.
+def parser_of(*dataclass_types: type) -> Callable[..., TrlParser]:
+    """A stage's `make_parser`, over the dataclasses of its options; a training imports its own when it is called."""
+
+    def make_parser(prog: str | None = None) -> TrlParser:
+        from trl import TrlParser
+
+        return TrlParser(dataclass_types, prog=prog)  # type: ignore[arg-type]
+
+    return make_parser
+
+
+def stage_main(stage_class: type[Stage], make_parser: Callable[[], TrlParser]) -> Callable[..., None]:
+    """A stage's `main`; see `command_main`.
+
+    Args:
+        stage_class: The stage.
+        make_parser: Makes the parser of its options, which it is made of, in order.
+    """
+
+    @functools.wraps(make_parser)
+    def work(command: Command) -> None:
+        _run_stage(stage_class, make_parser(), command)
+
+    main = command_main(work, inspect.getfile(stage_class))
+    main.stage_class = stage_class  # type: ignore[attr-defined]  # the doctor asks it for its plan
+    return main
+
+
+def command_main(work: Callable[[Command], None], script: str | None = None) -> Callable[..., None]:
+    """Make a `main` of what does a command's work: help and mistyped options before anything heavy is loaded, errors of one line.
 
     What a user can cause (a wrong value, a missing file or extra, Ctrl-C) becomes one line on stderr. The exit code is 2 for an
     option, 1 for any other mistake, 130 after Ctrl-C and 143 after SIGTERM. Set `TRD_DEBUG=1` to see the traceback.
 
     Args:
-        stage_class: The stage; or, without `make_parser`, a function that takes its command itself.
-        make_parser: Makes the parser of its options.
+        work: Takes the command as it was read.
+        script: The file with `make_parser`; that of `work` if `None`.
     """
-    if make_parser is None:
-        work = stage_class
-        script = stage_class.__code__.co_filename  # type: ignore[union-attr]
-    else:
-        work = functools.partial(_run_stage, stage_class, make_parser)  # type: ignore[arg-type]
-        script = make_parser.__code__.co_filename  # type: ignore[attr-defined]
+    script = script or work.__code__.co_filename
 
-    @functools.wraps(stage_class if make_parser is None else make_parser)
+    @functools.wraps(work)
     def main(args: Command | Sequence[str] | None = None) -> None:
         try:
             command = args
             if not isinstance(command, Command):
                 prog = f"accelerate launch recipes/{Path(script).name}"
-                command = read_command(script, sys.argv[1:] if args is None else args, prog)  # type: ignore[arg-type]
+                command = read_command(script, sys.argv[1:] if command is None else command, prog)
             os.environ.update(command.environment)  # before anything heavy is imported, which reads it then
             end_with_launcher()
             with on_interruption(interrupt):
@@ -172,27 +191,23 @@ def stage_main(
         except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, MissingExtraError) as error:
             exit_with(error, 1)
         except KeyboardInterrupt as stop:
-            signal_name, code = (
-                (str(stop), stop.exit_code) if isinstance(stop, InterruptedBySignal) else ("Ctrl-C", 130)
-            )
-            exit_with(f"Stopped by {signal_name}; what was made is kept. Go on from here with: {_command()}", code)
+            name, code = (str(stop), stop.exit_code) if isinstance(stop, InterruptedBySignal) else ("Ctrl-C", 130)
+            exit_with(f"Stopped by {name}; what was made is kept. Go on from here with: {_command()}", code)
 
-    main.stage_class = stage_class  # type: ignore[attr-defined]  # the doctor asks it for its plan
     return main
 
 
-def _run_stage(stage_class: Callable[..., Stage], make_parser: Callable[[], TrlParser], command: Command) -> None:
-    parsed = parse_stage(make_parser(), command)
-    state = None
-    if stage_class.is_parallel:  # type: ignore[attr-defined]
-        state = launch_state()
-    elif not is_main_process():
+def _run_stage(stage_class: type[Stage], parser: TrlParser, command: Command) -> None:
+    parsed: list[Any] = [*parse_stage(parser, command)]
+    state = launch_state() if stage_class.is_parallel else None
+    if state is None and not is_main_process():
         return
-    stage = stage_class(*parsed, *([] if state is None else [state]))
+    make: Callable[..., Stage] = stage_class
+    stage = make(*parsed) if state is None else make(*parsed, state)
     if stage.options.dry_run or not stage.writes:
         plan = stage.plan()
         if is_main_process():
-            print(plan.text)
+            print(plan.text if takes_colour() else printable(plan.text))
         return
     with open_run(stage, state) as run:
         if run is not None:

@@ -13,18 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_reasoning_distill.options import Count, check_options, option
+from trl_reasoning_distill.options import Count, Options, option
 from trl_reasoning_distill.scripts.command import Command
-from trl_reasoning_distill.scripts.stage import parse_stage, stage_main
+from trl_reasoning_distill.scripts.stage import command_main, parse_stage, parser_of
 
 if TYPE_CHECKING:
-    from trl import TrlParser
-
     from trl_reasoning_distill.teacher.store import TopKStore
 
 
 @dataclass(kw_only=True)
-class StoreArguments:
+class StoreArguments(Options):
     """Which store, and what to do with it."""
 
     action: Literal["inspect", "verify", "audit"] = option(
@@ -46,18 +44,11 @@ class StoreArguments:
     dry_run: bool = option(False, "[audit] List which rows the teacher would read again, show two, and stop.")
     trust_remote_code: bool = option(False, "[audit] Run code that comes with a hub model. Off unless you trust it.")
 
-    def __post_init__(self) -> None:
-        check_options(self)
+
+make_parser = parser_of(StoreArguments)
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this command."""
-    from trl import TrlParser
-
-    return TrlParser((StoreArguments,), prog=prog)  # type: ignore[arg-type]
-
-
-@stage_main
+@command_main
 def main(command: Command) -> None:
     """Run the command; the first words may stand without `--action` and `--path`."""
     (options,) = parse_stage(make_parser(), command)

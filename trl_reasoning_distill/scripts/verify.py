@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from trl_reasoning_distill.options import Bounds, Count, Positive, option
 from trl_reasoning_distill.scripts.arguments import (
@@ -26,18 +26,17 @@ from trl_reasoning_distill.scripts.arguments import (
     write_selection,
 )
 from trl_reasoning_distill.scripts.planning import Plan
-from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, settings_of, stage_main
+from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from trl import TrlParser
 
     from trl_reasoning_distill.data.formatting import ReasoningFormat
     from trl_reasoning_distill.data.manifest import StageRun
     from trl_reasoning_distill.data.schema import Trace, VerifiedTrace
 
 _CHUNK = 256
+_EXAMPLES = 5  # of each disagreement between rules
 _PARTIAL, _WHOLE = "verdicts.partial.jsonl", "verdicts.jsonl"
 
 
@@ -51,18 +50,17 @@ class VerifyArguments(StageArguments):
         None, "Processes for symbolic comparisons; default: as many as cores, at most 4."
     )
     tolerance: Annotated[float, Bounds(ge=0, lt=1)] = option(
-        1e-6, "Relative tolerance of numbers that are not both integers."
+        1e-6, "Relative tolerance of numbers that are written with decimals."
+    )
+    units: Literal["compare", "ignore"] = option(
+        "compare", "compare: another unit is converted, another kind of unit is wrong; ignore: only the numbers count."
     )
     fuzzy: Annotated[float, Bounds(gt=0, le=100)] | None = option(
         None, "Count a word as right from this similarity of 100 to the gold word; default: never."
     )
 
 
-def make_parser(prog: str | None = None) -> TrlParser:
-    """The parser of all options of this stage."""
-    from trl import TrlParser
-
-    return TrlParser((VerifyArguments, SelectionArguments), prog=prog)  # type: ignore[arg-type]
+make_parser = parser_of(VerifyArguments, SelectionArguments)
 
 
 class Verify(Stage):
@@ -111,8 +109,9 @@ class Verify(Stage):
 
         verified = verify_traces(self.traces, self.format_name, self.options, run.output_dir)
         summary = summarize(verified)
-        write_json(run.output_dir / "summary.json", summary)
-        print(describe_summary(summary))
+        disagreements = find_disagreements(verified)
+        write_json(run.output_dir / "summary.json", {**summary, "disagreements": disagreements})
+        print("\n".join([describe_summary(summary), *describe_disagreements(disagreements)]))
         counts = write_selection(verified, self.selection, self.format_name, run.output_dir)
         return counts, (
             f"{counts['correct']} of {counts['traces']} traces correct ({counts['correct'] / counts['traces']:.1%}), "
@@ -174,6 +173,7 @@ def _verify_chunk(
         timeout=options.verify_timeout,
         tolerance=options.tolerance,
         fuzzy=options.fuzzy,
+        units=options.units,
     )
     return [
         VerifiedTrace(
@@ -193,6 +193,41 @@ def summarize(verified: Sequence[VerifiedTrace]) -> dict[str, dict[str, dict[str
             for name, count in names.most_common()
         }
     return summary
+
+
+def find_disagreements(verified: Sequence[VerifiedTrace]) -> dict[str, dict[str, Any]]:
+    """Where two rules find different answers in one trace: for each pair of rules, the one that counted first, how many traces and examples."""
+    from trl_reasoning_distill.verification.extract import rule_answers
+    from trl_reasoning_distill.verification.verify import answer_key
+
+    found: dict[str, dict[str, Any]] = {}
+    for trace in verified:
+        answers = rule_answers(trace.completion)
+        taken = answers.get(trace.rule)
+        for rule, answer in answers.items():
+            if taken is None or rule == trace.rule or answer_key(answer) == answer_key(taken):
+                continue
+            kind = found.setdefault(f"{trace.rule}, not {rule}", {"traces": 0, "correct": 0, "examples": []})
+            kind["traces"] += 1
+            kind["correct"] += trace.status == "correct"
+            if len(kind["examples"]) < _EXAMPLES:
+                example = {"problem_id": trace.problem_id, "sample": trace.sample, "status": trace.status}
+                kind["examples"].append(example | {"gold_answer": trace.gold_answer, trace.rule: taken, rule: answer})
+    return dict(sorted(found.items(), key=lambda item: -item[1]["traces"]))
+
+
+def describe_disagreements(disagreements: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines for a reader: each pair of rules with its count and its examples."""
+    lines = []
+    for rules, kind in disagreements.items():
+        lines.append(f"  {rules}: {kind['traces']} traces, {kind['correct']} right")
+        taken, _, other = rules.partition(", not ")
+        for example in kind["examples"]:
+            lines.append(
+                f"    {example['problem_id']}/{example['sample']}: {taken} {example[taken]!r:.60}, {other} {example[other]!r:.60}, "
+                f"gold answer {example['gold_answer']!r:.60}"
+            )
+    return lines
 
 
 def describe_summary(summary: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:

@@ -10,28 +10,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from trl_reasoning_distill.data.files import RankFiles, append_jsonl, read_jsonl_prefix, write_jsonl
+from trl_reasoning_distill.data.files import append_jsonl, read_jsonl_prefix, write_jsonl
 from trl_reasoning_distill.data.formatting import ReasoningFormat
 from trl_reasoning_distill.data.schema import Problem, Trace
 from trl_reasoning_distill.data.sources import PROBLEMS_NAME
-from trl_reasoning_distill.processes import launch_state
-from trl_reasoning_distill.teacher.sampling import (
-    Engine,
-    GenerationOutput,
-    GenerationRequest,
-    SamplingConfig,
-    in_chunks,
-    sample_seed,
-)
+from trl_reasoning_distill.teacher.sampling import Engine, SamplingConfig, sample_seed
+from trl_reasoning_distill.teacher.sampling.loop import ResumableRows, Sample, Work, draw_and_judge
 from trl_reasoning_distill.verification.verify import verify_answers
 
 TRACES_NAME = "traces.jsonl"
+FAILURES_NAME = "failures.jsonl"
 _CLOCK_NAME = "clock.jsonl"
 
 ZERO_SHOT_PROMPTS: Mapping[str, str] = {
@@ -39,8 +31,6 @@ ZERO_SHOT_PROMPTS: Mapping[str, str] = {
     "plain": "Solve the problem step by step. Then write the final answer alone, as a paragraph of its own.",
 }
 """System prompts for the formats that bring none, because models that were trained on them need none."""
-
-Work = tuple[Problem, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +90,7 @@ def build_messages(
     shots = []
     for problem in few_shot:
         if problem.question == question:
-            continue  # the answer would stand in the prompt
+            continue  # its answer would be in the prompt
         if problem.solution is None or problem.answer is None:
             raise ValueError(f"The few-shot problem {problem.id!r} needs a solution and an answer to be an example.")
         shots.append(response_format.messages(problem.question)[-1])
@@ -118,147 +108,126 @@ def generate(
 ) -> dict[str, int | float]:
     """Generate traces and leave them in `output_dir`, as `problems.jsonl` and `traces.jsonl`.
 
-    Traces stand in the order of the problems, then of the samples; each row is a `Trace`. Call it on
-    every rank of a launch; rows that an earlier, killed call has made are kept.
+    Traces are in the order of the problems, then of the samples; each row is a `Trace`. Call it on every rank of a launch; rows
+    that an earlier, killed call has made are kept. What a server would not answer is in `failures.jsonl`, with its reason.
 
     Args:
         problems: Distinct ids; with `until_verified`, all with an answer.
         engine: What generates.
         config: What is asked of it.
-        output_dir: Folder for the two files.
+        output_dir: Folder for the files.
         show_progress: A bar on the main rank, for the main rank's share.
 
     Returns:
-        On the main rank: `problems`, `traces`, `cut` (traces that met the token limit), `tokens`, `prompt_tokens`, `seconds` (with
-        those of earlier calls that were killed) and `tokens_per_second`. Empty on other ranks.
+        On the main rank: `problems`, `traces`, `failed` (samples without an answer), `cut` (traces that met the token limit), `tokens`,
+        `prompt_tokens`, `seconds` (with those of earlier calls that were killed) and `tokens_per_second`. Empty on other ranks.
 
     Raises:
-        ValueError: For problems that do not fit, or a folder with traces of another model or seed.
+        ValueError: For problems that do not fit, a folder with traces of another model or seed, or a server that answers nothing.
     """
-    problems = list(problems)
+    problems, folder = list(problems), Path(output_dir)
     _check_problems(problems, config)
-    state = launch_state()
-    files = RankFiles(Path(output_dir) / TRACES_NAME, key=_key, rank=state.process_index)
-    if state.is_main_process:
-        write_jsonl(Path(output_dir) / PROBLEMS_NAME, (problem.to_row() for problem in problems))
-        files.repair()
-    state.wait_for_everyone()
-    done = files.read()
-    _check_earlier(done, problems, engine, config)
-    state.wait_for_everyone()  # nobody appends before everybody has read
+    rows = ResumableRows(folder / TRACES_NAME, _key)
+    failures = ResumableRows(folder / FAILURES_NAME, _key)
+    if rows.is_main:
+        write_jsonl(folder / PROBLEMS_NAME, (problem.to_row() for problem in problems))
+    _check_earlier(rows.done, problems, engine, config)
+    clock = _Clock(folder / _CLOCK_NAME) if rows.is_main else None
+    plan = _Plan(rows.share(problems), config, rows.done)
+    for samples in draw_and_judge(
+        engine,
+        plan.rounds(),
+        lambda problem: build_messages(problem.question, config.response_format, config.few_shot),
+        config.sampling,
+        response_format=config.response_format,
+        seed=config.seed,
+        has_answers=bool(rows.done),
+        label="generate",
+        show_progress=show_progress and rows.is_main,
+    ):
+        rows.append(_trace(sample, engine.name).to_row() for sample in samples if sample.output.error is None)
+        if failed := [_failure(sample) for sample in samples if sample.output.error is not None]:
+            failures.append(failed)
+        plan.count(samples)
+        if clock is not None:
+            clock.tick()
 
-    clock = _Clock(Path(output_dir) / _CLOCK_NAME) if state.is_main_process else None
-    mine = problems[state.process_index :: state.num_processes]
-    _Worker(mine, engine, config, files, done, clock, show_progress and state.is_main_process).run()
-
-    state.wait_for_everyone()
-    counts: dict[str, int | float] = {}
-    if clock is not None:
-        samples = max(config.num_samples, config.max_samples)
-        traces = files.merge((problem.id, sample) for problem in problems for sample in range(samples))
-        counts = _count(problems, traces, clock.seconds)
-        clock.remove()
-    state.wait_for_everyone()
+    drawn = range(max(config.num_samples, config.max_samples))
+    order = [(problem.id, number) for problem in problems for number in drawn]
+    traces = rows.finish(order)
+    made = {_key(row) for row in traces}
+    failed = failures.finish(key for key in order if key not in made)
+    if clock is None:
+        return {}
+    if not failed:
+        (folder / FAILURES_NAME).unlink()
+    counts = _count(problems, traces, len(failed), clock.seconds)
+    clock.remove()
     return counts
 
 
-class _Worker:
+class _Plan:
     """One rank's share of the problems: what has been drawn for each, and what is to be drawn next."""
 
     def __init__(
         self,
         problems: Sequence[Problem],
-        engine: Engine,
         config: GenerationConfig,
-        files: RankFiles[tuple[str, int]],
         done: Mapping[tuple[str, int], Mapping[str, Any]],
-        clock: _Clock | None,
-        show_progress: bool,
     ) -> None:
         self.problems = problems
-        self.engine = engine
         self.config = config
-        self.files = files
-        self.clock = clock
-        self.show_progress = show_progress
         ids = {problem.id for problem in problems}
-        earlier = [Trace.from_row(row) for (problem_id, _), row in done.items() if problem_id in ids]
-        self.drawn = {(trace.problem_id, trace.sample) for trace in earlier}
-        self.verified: Counter[str] = Counter()
-        self.judged = 0
-        self.tokens = 0
+        self.drawn = {key for key in done if key[0] in ids}
+        self.right: Counter[str] = Counter()
         if config.until_verified is not None:
-            self._judge(earlier)
+            earlier = [Trace.from_row(done[key]) for key in self.drawn]
+            whole = [trace for trace in earlier if trace.finish_reason == "stop"]
+            verdicts = verify_answers([trace.completion for trace in whole], [trace.gold_answer for trace in whole])
+            self.right.update(
+                trace.problem_id for trace, verdict in zip(whole, verdicts, strict=True) if verdict.status == "correct"
+            )
 
-    def run(self) -> None:
-        """Draw rounds of samples until every problem has enough."""
-        self.started = time.perf_counter()
-        with tqdm(total=0, desc="generate", unit="trace", disable=not self.show_progress, dynamic_ncols=True) as bar:
-            while work := [(problem, sample) for problem in self.problems for sample in self._next_samples(problem)]:
-                bar.total += len(work)
-                bar.refresh()
-                self._draw(work, bar)
+    def rounds(self) -> Iterator[list[Work]]:
+        """Rounds of samples, until every problem has enough."""
+        while work := [(problem, number) for problem in self.problems for number in self._next_samples(problem)]:
+            yield work
+
+    def count(self, samples: Sequence[Sample]) -> None:
+        """Take note of what was drawn."""
+        self.drawn.update((sample.problem.id, sample.number) for sample in samples)
+        self.right.update(sample.problem.id for sample in samples if sample.is_right)
 
     def _next_samples(self, problem: Problem) -> list[int]:
         """Numbers of the samples to draw in this round: all first ones at once, then one more while too few are right."""
-        first = [sample for sample in range(self.config.num_samples) if (problem.id, sample) not in self.drawn]
+        first = [number for number in range(self.config.num_samples) if (problem.id, number) not in self.drawn]
         wanted = self.config.until_verified
-        if first or wanted is None or self.verified[problem.id] >= wanted:
+        if first or wanted is None or self.right[problem.id] >= wanted:
             return first
         further = range(self.config.num_samples, self.config.max_samples)
-        return [sample for sample in further if (problem.id, sample) not in self.drawn][:1]
+        return [number for number in further if (problem.id, number) not in self.drawn][:1]
 
-    def _draw(self, work: Sequence[Work], bar: tqdm) -> None:
-        by_key = {f"{problem.id}#{sample}": (problem, sample) for problem, sample in work}
-        requests = [
-            GenerationRequest(
-                key,
-                build_messages(problem.question, self.config.response_format, self.config.few_shot),
-                sample_seed(problem.id, sample, self.config.seed),
-            )
-            for key, (problem, sample) in by_key.items()
-        ]
-        for chunk in in_chunks(self.engine.generate(requests, self.config.sampling)):
-            traces = [self._trace(*by_key[request.key], request, output) for request, output in chunk]
-            self.files.append(trace.to_row() for trace in traces)
-            self.drawn.update((trace.problem_id, trace.sample) for trace in traces)
-            self._judge(traces)
-            self.tokens += sum(trace.num_tokens for trace in traces)
-            if self.clock is not None:
-                self.clock.tick()
-            self._show(bar, len(chunk))
 
-    def _trace(self, problem: Problem, sample: int, request: GenerationRequest, output: GenerationOutput) -> Trace:
-        return Trace(
-            problem_id=problem.id,
-            sample=sample,
-            question=problem.question,
-            gold_answer=problem.answer,
-            completion=output.text,
-            finish_reason=output.finish_reason,
-            num_tokens=output.num_tokens,
-            model=self.engine.name,
-            seed=request.seed,
-            kind=problem.kind,
-            source=problem.source,
-            prompt_tokens=output.prompt_tokens,
-        )
+def _trace(sample: Sample, model: str) -> Trace:
+    problem, output = sample.problem, sample.output
+    return Trace(
+        problem_id=problem.id,
+        sample=sample.number,
+        question=problem.question,
+        gold_answer=problem.answer,
+        completion=output.text,
+        finish_reason=output.finish_reason,
+        num_tokens=output.num_tokens,
+        model=model,
+        seed=sample.request.seed,
+        kind=problem.kind,
+        source=problem.source,
+        prompt_tokens=output.prompt_tokens,
+    )
 
-    def _judge(self, traces: Sequence[Trace]) -> None:
-        """Count right answers; a trace that was cut is none, whatever stands in it."""
-        answered = [trace for trace in traces if trace.gold_answer is not None]
-        whole = [trace for trace in answered if trace.finish_reason == "stop"]
-        verdicts = verify_answers([trace.completion for trace in whole], [trace.gold_answer or "" for trace in whole])
-        self.verified.update(
-            trace.problem_id for trace, verdict in zip(whole, verdicts, strict=True) if verdict.status == "correct"
-        )
-        self.judged += len(answered)
 
-    def _show(self, bar: tqdm, count: int) -> None:
-        rate = self.tokens / max(time.perf_counter() - self.started, 1e-9)
-        verified = f", {self.verified.total() / self.judged:.1%} verified" if self.judged else ""
-        bar.set_postfix_str(f"{rate:,.0f} tokens/s{verified}", refresh=False)
-        bar.update(count)
+def _failure(sample: Sample) -> dict[str, Any]:
+    return {"problem_id": sample.problem.id, "sample": sample.number, "error": sample.output.error}
 
 
 class _Clock:
@@ -316,11 +285,14 @@ def _check_earlier(
             )
 
 
-def _count(problems: Sequence[Problem], traces: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, int | float]:
+def _count(
+    problems: Sequence[Problem], traces: Sequence[Mapping[str, Any]], failed: int, seconds: float
+) -> dict[str, int | float]:
     tokens = sum(row["num_tokens"] for row in traces)
     return {
         "problems": len(problems),
         "traces": len(traces),
+        "failed": failed,
         "cut": sum(row["finish_reason"] == "length" for row in traces),
         "tokens": tokens,
         "prompt_tokens": sum(row.get("prompt_tokens", 0) for row in traces),

@@ -82,12 +82,25 @@ class LanguageModelHead:
         logits = logits - peak
         lse = torch.stack([(logits / t if t != 1.0 else logits).exp().sum(dim=-1).log() for t in temperatures], dim=1)
         one = lse[:, list(temperatures).index(1.0)]
-        logits[:, self._padding.to(logits.device)] = -torch.inf
+        padding = self._padding.to(logits.device)
+        padded = logits[:, padding]
+        logits[:, padding] = -torch.inf
         values, ids = exact_top_k(logits, top_k)
+        logits[:, padding] = padded
+        log_tail = _log_sum_exp(logits.scatter_(1, ids, -torch.inf), temperatures) - lse
         lse = lse - one[:, None] / torch.tensor(temperatures, dtype=lse.dtype, device=lse.device)
         return TopKLogProbs(
             ids.to("cpu", torch.int32).numpy(),
             (values - one[:, None]).cpu().numpy(),
             lse.cpu().numpy(),
             tuple(temperatures),
+            log_tail.cpu().numpy(),
         )
+
+
+def _log_sum_exp(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """`(n, temperatures)`, relative to the largest of each row: beside a token that is all but certain, the rest underflows."""
+    peak = logits.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(logits.dtype).min)
+    logits = logits - peak
+    sums = [(logits / t if t != 1.0 else logits).exp().sum(dim=-1).log() + peak[:, 0] / t for t in temperatures]
+    return torch.stack(sums, dim=1)

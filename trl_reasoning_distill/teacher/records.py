@@ -26,12 +26,15 @@ class TopKLogProbs:
         log_probs: `(n, M)` float32, in nats, at T = 1; −inf where the id is −1.
         log_sum_exp: `(n, len(temperatures))` float32, of `logits / T` over the whole vocabulary.
         temperatures: The temperatures that `log_sum_exp` was taken at; 1.0 is always among them.
+        log_tail: `(n, len(temperatures))` float32, the log of the mass outside the M tokens at each temperature, summed from those
+            tokens. `None` where nobody has summed it: `1 − Σ exp` in float32 knows a tail to 1e-7, and reverse KL takes its logarithm.
     """
 
     ids: npt.NDArray[np.int32]
     log_probs: npt.NDArray[np.float32]
     log_sum_exp: npt.NDArray[np.float32]
     temperatures: tuple[float, ...]
+    log_tail: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.log_probs.shape:
@@ -42,6 +45,10 @@ class TopKLogProbs:
             raise ValueError(
                 f"Records want log_sum_exp of shape (n, temperatures) = ({len(self.ids)}, {len(self.temperatures)}), "
                 f"found {self.log_sum_exp.shape}."
+            )
+        if self.log_tail is not None and self.log_tail.shape != self.log_sum_exp.shape:
+            raise ValueError(
+                f"Records want log_tail of the shape of log_sum_exp, {self.log_sum_exp.shape}, found {self.log_tail.shape}."
             )
         if 1.0 not in self.temperatures:
             raise ValueError(f"Records want T = 1 among their temperatures, found {self.temperatures}.")
@@ -73,6 +80,26 @@ class TopKLogProbs:
         offset = self.log_sum_exp[:, one] / np.float32(temperature) - self.log_sum_exp[:, column]
         return self.log_probs / np.float32(temperature) + offset[:, None]
 
+    def tail_outside(self, kept: npt.NDArray[np.bool_], temperature: float) -> npt.NDArray[np.float32] | None:
+        """The log of the mass of all tokens but the kept ones, at a captured temperature.
+
+        Args:
+            kept: `(n, M)`, the places of a record that stay.
+            temperature: One of `temperatures`.
+
+        Returns:
+            `(n,)` float32, or `None` if `log_tail` is.
+
+        Raises:
+            ValueError: As `at_temperature`.
+        """
+        column = temperature_index(self.temperatures, temperature)
+        if self.log_tail is None:
+            return None
+        dropped = np.where(kept, -np.inf, self.at_temperature(temperature))
+        parts = np.column_stack([self.log_tail[:, column], dropped])
+        return np.logaddexp.reduce(parts, axis=1).astype(np.float32)
+
     def normalized(self) -> TopKLogProbs:
         """The same distributions on the scale where the log-sum-exp at T = 1 is zero."""
         lse_1 = self.log_sum_exp[:, self.temperatures.index(1.0)]
@@ -83,13 +110,20 @@ class TopKLogProbs:
 
     def take(self, rows: npt.NDArray[np.integer] | slice) -> TopKLogProbs:
         """The records at the given rows, in that order."""
-        return dataclasses.replace(
-            self, ids=self.ids[rows], log_probs=self.log_probs[rows], log_sum_exp=self.log_sum_exp[rows]
+        return TopKLogProbs(
+            self.ids[rows],
+            self.log_probs[rows],
+            self.log_sum_exp[rows],
+            self.temperatures,
+            None if self.log_tail is None else self.log_tail[rows],
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[TopKLogProbs]) -> TopKLogProbs:
-        """Records of several parts, one after another; all of one width and with the same temperatures."""
+        """Records of several parts, one after another; all of one width and with the same temperatures.
+
+        The tail is known if it is in all parts that hold a record.
+        """
         first = parts[0]
         for part in parts[1:]:
             if part.temperatures != first.temperatures or part.top_k != first.top_k:
@@ -104,6 +138,7 @@ class TopKLogProbs:
             np.concatenate([part.log_probs for part in parts]),
             np.concatenate([part.log_sum_exp for part in parts]),
             first.temperatures,
+            _joined([part.log_tail for part in parts if len(part)]),
         )
 
     @classmethod
@@ -114,7 +149,13 @@ class TopKLogProbs:
             np.empty((0, top_k), np.float32),
             np.empty((0, len(temperatures)), np.float32),
             tuple(temperatures),
+            np.empty((0, len(temperatures)), np.float32),
         )
+
+
+def _joined(tails: Sequence[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
+    known = [tail for tail in tails if tail is not None]
+    return np.concatenate(known) if known and len(known) == len(tails) else None
 
 
 def temperature_index(temperatures: Sequence[float], temperature: float) -> int:

@@ -226,7 +226,7 @@ STRATEGIES = tuple(_ORDERS)
 
 
 def _ordered(traces: Sequence[VerifiedTrace], strategy: str) -> list[VerifiedTrace]:
-    """Best first, without texts that stand there already."""
+    """Best first, each text once."""
     distinct = {trace.completion: trace for trace in reversed(traces)}
     return _ORDERS[strategy](sorted(distinct.values(), key=lambda trace: trace.sample))
 

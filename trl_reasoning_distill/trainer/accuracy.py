@@ -7,6 +7,7 @@ states and modes are put back, and the weights afterwards are, bit by bit, those
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +15,15 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_reasoning_distill.data.chat import encode_prompt, render_prompt
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.teacher.sampling.base import restore_open_tag
-from trl_reasoning_distill.teacher.sampling.transformers import eos_token_ids, generation_mode
+from trl_reasoning_distill.data.schema import Problem
+from trl_reasoning_distill.teacher.sampling import Engine, SamplingConfig
+from trl_reasoning_distill.teacher.sampling.loop import draw_and_judge
+from trl_reasoning_distill.teacher.sampling.transformers import TransformersEngine
 from trl_reasoning_distill.trainer.callbacks import show_samples
 from trl_reasoning_distill.trainer.trl_bridge import unwrap_model_for_generation
-from trl_reasoning_distill.verification.verify import verify_answers
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -137,69 +138,47 @@ class AccuracyCallback(TrainerCallback):
         # Ranks that share weights generate in step, so each has the same number; what wraps around is answered twice, counted once
         first = accelerator.process_index * per_rank
         mine = [index % len(self.problems) for index in range(first, first + per_rank)]
-        with torch.random.fork_rng(enabled=True, devices=_devices(accelerator.device)):
-            written = list(self._write(mine))
-        golds = [self.problems[index].answer for index, _, _ in written]
-        verdicts = verify_answers([text for _, text, _ in written], golds, timeout=self.timeout)
+        asked = [(Problem(str(i), _question(self.problems[i]), self.problems[i].answer, "held-out"), 0) for i in mine]
+        with torch.random.fork_rng(enabled=True, devices=_devices(accelerator.device)), self._engine() as engine:
+            chunks = draw_and_judge(
+                engine,
+                [asked],
+                lambda problem: [dict(message) for message in self.problems[int(problem.id)].messages],
+                SamplingConfig(self.max_new_tokens),
+                response_format=self.response_format,
+                timeout=self.timeout,
+            )
+            samples = [sample for chunk in chunks for sample in chunk]
         answered = [
             _Answered(
-                index=index,
-                text=text,
-                extracted_answer=verdict.extracted,
-                status=verdict.status,
-                is_truncated=is_truncated,
-                is_well_formed=self.response_format.parse(text).well_formed,
+                index=int(sample.problem.id),
+                text=sample.output.text,
+                extracted_answer=sample.verdict.extracted,
+                status=sample.verdict.status,
+                is_truncated=sample.output.finish_reason == "length",
+                is_well_formed=self.response_format.parse(sample.output.text).well_formed,
             )
-            for (index, text, is_truncated), verdict in zip(written, verdicts, strict=True)
+            for sample in samples
         ]
         by_index = {item.index: item for item in gather_object(answered)}
         return [by_index[index] for index in range(len(self.problems))]
 
-    def _write(self, indices: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
-        """Index, text and whether it was cut, of each answer of this rank."""
-        trainer, tokenizer = self.trainer, self.trainer.processing_class
-        prompts = [self._prompt(index) for index in indices]
-        encoded = [
-            encode_prompt(tokenizer, self.problems[index].messages, **self.chat_template_kwargs) for index in indices
-        ]
-        order = sorted(range(len(indices)), key=lambda place: len(encoded[place]), reverse=True)
-        size = self.batch_size or trainer.args.per_device_eval_batch_size
+    @contextlib.contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        """The model as it is trained, in evaluation mode and, where ranks share it, gathered."""
+        trainer = self.trainer
         with unwrap_model_for_generation(
             trainer.model_wrapped,
             trainer.accelerator,
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model:
-            for start in range(0, len(order), size):
-                places = order[start : start + size]
-                written = self._complete(model, [encoded[place] for place in places])
-                for place, (ids, ended) in zip(places, written, strict=True):
-                    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                    opened = self.response_format.is_opened_by(prompts[place])
-                    yield indices[place], restore_open_tag(text, opened=opened), not ended
-
-    def _prompt(self, index: int) -> str:
-        return render_prompt(self.trainer.processing_class, self.problems[index].messages, **self.chat_template_kwargs)
-
-    def _complete(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], bool]]:
-        """Greedy completions: their ids, and whether they ended by themselves."""
-        ends = eos_token_ids(model, self.trainer.processing_class)
-        width, pad = max(map(len, prompts)), ends[0]
-        device = self.trainer.accelerator.device
-        config = GenerationConfig(
-            max_new_tokens=self.max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=pad
-        )
-        with generation_mode(model), torch.no_grad():
-            output = model.generate(
-                input_ids=torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device),
-                attention_mask=torch.tensor(
-                    [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device
-                ),
-                generation_config=config,
-                synced_gpus=self._gathers_in_forward,
+            yield TransformersEngine(
+                model,
+                trainer.processing_class,
+                max_batch_size=self.batch_size or trainer.args.per_device_eval_batch_size,
+                chat_template_kwargs=self.chat_template_kwargs,
+                in_step=self._gathers_in_forward,
             )
-        rows = output[:, width:].tolist()
-        found = [next((place for place, token in enumerate(row) if token in ends), None) for row in rows]
-        return [(row if end is None else row[:end], end is not None) for row, end in zip(rows, found, strict=True)]
 
     @property
     def _gathers_in_forward(self) -> bool:
@@ -221,7 +200,7 @@ class AccuracyCallback(TrainerCallback):
         rows = [
             {
                 "step": step,
-                "question": self.problems[item.index].messages[-1]["content"],
+                "question": _question(self.problems[item.index]),
                 "completion": item.text,
                 "extracted_answer": item.extracted_answer,
                 "gold_answer": self.problems[item.index].answer,
@@ -231,6 +210,10 @@ class AccuracyCallback(TrainerCallback):
         ]
         title = f"step {step:,}: {accuracy:.1%} of {len(answered):,} held-out problems answered correctly"
         show_samples(rows, self.trainer, name="math_samples", title=title)
+
+
+def _question(problem: HeldOutProblem) -> str:
+    return problem.messages[-1]["content"]
 
 
 def _devices(device: torch.device) -> list[int]:

@@ -21,9 +21,9 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_callback import ExportableState
 
 from trl_reasoning_distill.processes import on_interruption
+from trl_reasoning_distill.trainer.trl_bridge import ExportableState
 
 
 class ShowText(TrainerCallback):

@@ -31,6 +31,12 @@ _SETTINGS = (
     "answer_weight",
     "seed",
 )
+_ADAPTER_SETTINGS = {
+    "r": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "virtual tokens": "num_virtual_tokens",
+}
 _PACKAGES = ("trl_reasoning_distill", "peft", "accelerate")
 
 
@@ -111,10 +117,15 @@ def _adapter(model: Any) -> dict[str, Any]:
     if not is_peft_model(model):
         return {"trained": "all weights"}
     config = model.active_peft_config
-    modules = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
-    facts = {"trained": f"{config.peft_type.value} adapter"}
-    if getattr(config, "r", None):
-        facts["LoRA"] = f"r {config.r}, alpha {config.lora_alpha}, dropout {config.lora_dropout}, on {modules}"
+    kind = str(config.peft_type.value)
+    facts = {"trained": f"{kind} adapter"}
+    # Each kind of adapter has other settings
+    found = {label: getattr(config, name, None) for label, name in _ADAPTER_SETTINGS.items()}
+    settings = [f"{label} {value}" for label, value in found.items() if value is not None]
+    modules = getattr(config, "target_modules", None)
+    settings += [f"on {modules if isinstance(modules, str) else sorted(modules)}"] if modules else []
+    if settings:
+        facts["LoRA" if kind == "LORA" else kind] = ", ".join(settings)
     bits = [bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)]
     return facts | ({"base quantised to": f"{bits[0]} bits while training"} if bits else {})
 

@@ -21,14 +21,14 @@ import xxhash
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import rotate_checkpoints
 
 from trl_reasoning_distill.data.files import explain_full_disk, flush_to_disk, hash_path, read_json, write_json
+from trl_reasoning_distill.trainer.trl_bridge import ExportableState, rotate_checkpoints
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
+_NAMES_0_1 = {"top_k": "kd_top_k"}
 _VERSION = 1
 # What `Trainer` (alone, DeepSpeed, FSDP) names the parts of a checkpoint that a training goes on from
 _STATE_FILES = {
@@ -98,8 +98,7 @@ def find_problem(checkpoint: Path) -> str | None:
 def newest_valid(output_dir: Path) -> Checkpoint:
     """The newest checkpoint below `output_dir` whose files are all right."""
     skipped: list[str] = []
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.is_dir() and _step(path) is not None]
-    for path in sorted(folders, key=_step, reverse=True):  # type: ignore[arg-type]
+    for path in _checkpoints(output_dir):
         problem = find_problem(path)
         if problem is None:
             return Checkpoint(str(path), tuple(skipped))
@@ -110,7 +109,8 @@ def newest_valid(output_dir: Path) -> Checkpoint:
 def changed_settings(checkpoint: Path, settings: Mapping[str, Any]) -> list[str]:
     """Each setting that differs from those a checkpoint was trained with, in words; none if its manifest does not tell."""
     try:
-        saved = dict(read_json(checkpoint / MANIFEST)["settings"])
+        settings_then = dict(read_json(checkpoint / MANIFEST)["settings"])
+        saved = {_NAMES_0_1.get(name, name): value for name, value in settings_then.items()}
     except (OSError, ValueError, KeyError, TypeError):  # `find_problem` says so
         return []
     now = json.loads(json.dumps(dict(settings)))
@@ -243,7 +243,13 @@ class ResumableTrainer(Trainer):
 
     def _find_checkpoint(self, resume: str | bool | None, required: bool) -> Checkpoint:
         newest = resume is True or str(resume).lower() == "true"
-        found = newest_valid(Path(str(self.args.output_dir))) if newest else Checkpoint(str(resume))
+        output_dir = Path(str(self.args.output_dir))
+        found = newest_valid(output_dir) if newest else Checkpoint(str(resume))
+        may_differ = bool(getattr(self.args, "allow_changed_resume", False))
+        if found.path is None and required and may_differ:
+            states = [path / "trainer_state.json" for path in _checkpoints(output_dir)]
+            whole = [str(path.parent) for path in states if path.is_file()]  # without it `Trainer` cannot resume
+            found, newest = Checkpoint(whole[0] if whole else None, found.skipped), False
         if found.path is None:
             if required:
                 reasons = "; ".join(found.skipped) or "there is none"
@@ -259,15 +265,17 @@ class ResumableTrainer(Trainer):
         if not problems:
             return found
         text = f"Training cannot go on from {path} as it began: {'; '.join(problems)}."
-        if not getattr(self.args, "allow_changed_resume", False):
+        if not may_differ:
             raise CheckpointError(f"{text} Restore what differs, or go on all the same with --allow_changed_resume.")
         logger.warning("%s Going on all the same, as allow_changed_resume says.", text)
         return found
 
 
-def _step(checkpoint: Path) -> int | None:
-    number = checkpoint.name.removeprefix("checkpoint-")
-    return int(number) if number.isdecimal() else None
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """Folders of checkpoints, the newest first."""
+    numbers = {path: path.name.removeprefix("checkpoint-") for path in output_dir.glob("checkpoint-*") if path.is_dir()}
+    steps = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+    return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
 def _plain(value: Any) -> Any:

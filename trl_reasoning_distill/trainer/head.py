@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from trl_reasoning_distill.losses.fused import FusedLoss
+from trl_reasoning_distill.losses.divergence import TopKTargets
+from trl_reasoning_distill.losses.fused import FusedLoss, LinearTeacher
 from trl_reasoning_distill.losses.head import Head, body_of
 from trl_reasoning_distill.trainer.reference import Reference
 from trl_reasoning_distill.trainer.trl_bridge import gathered_head, load_balancing_loss
@@ -43,6 +44,7 @@ class LossBatch:
             global batch's loss is divided once by its supervised tokens.
         step: Optimizer steps done so far.
         is_training: False in evaluation.
+        teacher: Distributions of a live teacher for these tokens; `None` without one.
     """
 
     labels: Tensor
@@ -50,6 +52,7 @@ class LossBatch:
     scale: Tensor
     step: int
     is_training: bool
+    teacher: LinearTeacher | TopKTargets | None = None
 
 
 @dataclass
@@ -57,12 +60,12 @@ class HeadLossOutput(ModelOutput):
     """What a model with a head loss returns.
 
     Args:
-        loss: Scalar with the graph.
+        objective: The loss, a scalar with the graph. Not named `loss`, to which PEFT's AdaLoRA adds a term of its own.
         per_token: The `FusedLoss`, whose per-token fields are detached.
         aux_loss: Load-balancing loss of a mixture of experts, unweighted; `None` unless router logits were asked for.
     """
 
-    loss: Tensor
+    objective: Tensor
     per_token: FusedLoss | None = None  # always set; ModelOutput allows one required field
     aux_loss: Tensor | None = None
 
@@ -114,7 +117,7 @@ def add_head_loss(model: PreTrainedModel) -> None:
         aux_loss = None
         if kwargs.get("output_router_logits"):
             aux_loss = load_balancing_loss(self, outputs.router_logits, kwargs.get("attention_mask"))
-        return HeadLossOutput(loss=per_token.loss, per_token=per_token, aux_loss=aux_loss)
+        return HeadLossOutput(objective=per_token.loss, per_token=per_token, aux_loss=aux_loss)
 
     model.forward = types.MethodType(forward_with_loss, model)
 

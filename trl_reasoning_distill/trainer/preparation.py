@@ -26,6 +26,7 @@ from trl_reasoning_distill.data.tokenization import (
     IGNORE_INDEX,
     TokenizedExample,
     completion_start,
+    is_supervised,
     row_hash,
     supervised_positions,
     tokenize_example,
@@ -275,9 +276,13 @@ def select_rows(
     columns: Sequence[str],
     whole_columns: Sequence[str] = (),
     malformed: str = "drop",
+    truncation_mode: str = "keep_start",
+    packing: bool = False,
     **map_kwargs: Any,
 ) -> tuple[Dataset, PreparationReport]:
     """Drop or cut rows that are too long and drop those with nothing to learn from; cut every per-token column alike.
+
+    With `overlong="truncate"` they are TRL's very rows: one without any label is dropped only where rows are cut and not packed.
 
     Args:
         rows: Rows as `RowTokenizer` made them.
@@ -286,6 +291,8 @@ def select_rows(
         columns: Names of the per-token columns, `input_ids` and `labels` included.
         whole_columns: Further columns to keep as they are, where there are such.
         malformed: `"drop"` or `"train"`: what becomes of rows whose thought is not well formed.
+        truncation_mode: `"keep_start"` or `"keep_end"` of a row that is cut.
+        packing: Whether the rows are to be packed.
         map_kwargs: For `Dataset.map`.
 
     Returns:
@@ -294,14 +301,18 @@ def select_rows(
     Raises:
         ValueError: If no row is left, with the reasons.
     """
-    found = len(rows)
-    measured = rows.map(_measure, fn_kwargs={"max_length": max_length}, remove_columns=rows.column_names, **map_kwargs)
+    found, cuts = len(rows), overlong == "truncate"
+    kept_part = slice(-max_length, None) if max_length and truncation_mode == "keep_end" else slice(max_length)
+    measured = rows.map(_measure, fn_kwargs={"kept": kept_part}, remove_columns=rows.column_names, **map_kwargs)
     lengths, supervised, reasoned = list(measured["length"]), list(measured["supervised"]), list(rows["has_reasoning"])
     too_long = [max_length is not None and length > max_length for length in lengths]
     faults = list(rows["malformed"]) if malformed == "drop" else [None] * found
     numbers = list(rows[ROW_NUMBER]) if ROW_NUMBER in rows.column_names else range(1, found + 1)
-    dropped = [long and overlong == "drop" and faults[index] is None for index, long in enumerate(too_long)]
-    keep = [index for index in range(found) if supervised[index] and not dropped[index] and faults[index] is None]
+    dropped = [long and not cuts and faults[index] is None for index, long in enumerate(too_long)]
+    is_kept = list(measured["labelled"]) if cuts else supervised
+    if cuts and any(is_kept) and (packing or max_length is None):
+        is_kept = [True] * found
+    keep = [index for index in range(found) if is_kept[index] and not dropped[index] and faults[index] is None]
     report = PreparationReport(
         rows=len(keep),
         overlong=sum(dropped),
@@ -322,7 +333,7 @@ def select_rows(
     whole = [name for name in whole_columns if name in rows.column_names]
     rows = rows.select(keep).select_columns([*columns, *whole])
     if report.truncated:
-        rows = rows.map(_truncate, fn_kwargs={"max_length": max_length, "columns": list(columns)}, **map_kwargs)
+        rows = rows.map(_truncate, fn_kwargs={"kept": kept_part, "columns": list(columns)}, **map_kwargs)
     return rows, report
 
 
@@ -331,14 +342,17 @@ def pack_rows(rows: Dataset, max_length: int, strategy: str, **map_kwargs: Any) 
     return pack_dataset(rows, max_length, strategy, map_kwargs)
 
 
-def _measure(row: Mapping[str, Any], max_length: int | None) -> dict[str, int]:
-    labels = row["labels"][:max_length]
-    # The token at 0 has nothing before it to be predicted from
-    return {"length": len(row["labels"]), "supervised": len(supervised_positions(labels))}
+def _measure(row: Mapping[str, Any], kept: slice) -> dict[str, int]:
+    labels = row["labels"][kept]
+    return {
+        "length": len(row["labels"]),
+        "supervised": len(supervised_positions(labels)),
+        "labelled": sum(map(is_supervised, labels)),  # the first label too, which nothing before it can predict
+    }
 
 
-def _truncate(row: Mapping[str, Any], max_length: int, columns: Sequence[str]) -> dict[str, Any]:
-    return {name: row[name][:max_length] for name in columns}
+def _truncate(row: Mapping[str, Any], kept: slice, columns: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name][kept] for name in columns}
 
 
 def _labelled(row: Mapping[str, Any], completion_only: bool) -> TokenizedExample:

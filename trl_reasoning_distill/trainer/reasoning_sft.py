@@ -1,15 +1,16 @@
-"""`ReasoningSFTTrainer`: TRL's SFTTrainer for chains of thought, and the ground that distillation stands on.
+"""`ReasoningSFTTrainer`: TRL's SFTTrainer for chains of thought, and the base class of the distillation trainers.
 
 What it adds: rows that are too long are dropped, not cut; a chat template that deletes or doubles the reasoning is refused before
-the first step; tokens of the reasoning and of the answer can be weighted; a KL term holds the model near what it was; and the loss is
-one pass over the LM head, in which a subclass can put more (see `loss_arguments`). Everything else is TRL's.
+the first step; tokens of the reasoning and of the answer can be weighted; a KL term keeps the model near what it was; and the loss is
+one pass over the LM head, to which a subclass can add terms (see `loss_arguments`). Everything else is TRL's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from trl import SFTTrainer
 
 from trl_reasoning_distill.data.examples import describe_examples
 from trl_reasoning_distill.data.files import hash_path
@@ -25,13 +27,18 @@ from trl_reasoning_distill.data.published import Reading
 from trl_reasoning_distill.data.row_sets import normalize
 from trl_reasoning_distill.data.tokenization import is_supervised
 from trl_reasoning_distill.losses.divergence import TopKTargets
-from trl_reasoning_distill.losses.fused import FusedLoss, LinearReference, fused_linear_distillation_loss
+from trl_reasoning_distill.losses.fused import (
+    FusedLoss,
+    LinearReference,
+    LinearTeacher,
+    fused_linear_distillation_loss,
+)
 from trl_reasoning_distill.losses.head import Head
 from trl_reasoning_distill.teacher.store import TopKStore
 from trl_reasoning_distill.trainer.callbacks import EarlyStopping, KLController, ShowText, TokenCount
 from trl_reasoning_distill.trainer.card import extend_card, quick_start, training_facts
 from trl_reasoning_distill.trainer.checkpoints import CheckpointManifests, ResumableTrainer
-from trl_reasoning_distill.trainer.config import ReasoningSFTConfig
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, convert_config
 from trl_reasoning_distill.trainer.head import LossBatch, add_head_loss
 from trl_reasoning_distill.trainer.preparation import (
     LOSS_WEIGHT,
@@ -41,20 +48,31 @@ from trl_reasoning_distill.trainer.preparation import (
     pack_rows,
     select_rows,
 )
-from trl_reasoning_distill.trainer.reference import Reference, make_reference
-from trl_reasoning_distill.trainer.student import prepare_student
+from trl_reasoning_distill.trainer.reference import Reference, make_reference, refuse_learned_prompts
+from trl_reasoning_distill.trainer.student import prepare_student, refuse_untrainable_adapter
 from trl_reasoning_distill.trainer.targets import StoredTargets, TokenColumnsCollator
-from trl_reasoning_distill.trainer.trl_bridge import BridgedSFTTrainer, main_process_first, prove_whole_head
+from trl_reasoning_distill.trainer.trl_bridge import (
+    BridgedSFTTrainer,
+    main_process_first,
+    prove_whole_head,
+    takes_arguments_of,
+)
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_INDEX = "reference_index"
 REFERENCE_IDS = "reference_ids"
 REFERENCE_LOG_PROBS = "reference_log_probs"
+REFERENCE_LOG_TAIL = "reference_log_tail"
+
+LiveTargets = Callable[[torch.device], contextlib.AbstractContextManager[LinearTeacher | TopKTargets | None]]
+"""Gives a live teacher's distributions for a micro-batch, on a device, for as long as the loss is computed."""
 
 
 class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
-    """Supervised fine-tuning on chains of thought. Takes all arguments of TRL's `SFTTrainer`.
+    """Supervised fine-tuning on chains of thought. Takes all arguments of TRL's `SFTTrainer`, by position too.
+
+    `args` may be any configuration whose fields `config_class` has, such as `SFTConfig` and `TrainingArguments`.
 
     Logged beside TRL's metrics: `sft_loss`, the mean negative log-likelihood of a supervised token without any weight, and
     `kl_loss`, the mean KL divergence to the reference, where there is one; with `kl_target` also `kl_coef`. `eval_loss` uses the
@@ -84,22 +102,23 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     )
     args: ReasoningSFTConfig
 
+    @takes_arguments_of(SFTTrainer)
     def __init__(self, model: Any, args: ReasoningSFTConfig | None = None, **kwargs: Any) -> None:
-        args = self.config_class(output_dir="trainer_output") if args is None else args
-        if not isinstance(args, self.config_class):
-            raise ValueError(
-                f"{type(self).__name__} needs a {self.config_class.__name__} as `args`, found {type(args).__name__}."
-            )
+        args = convert_config(args, self.config_class)
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(
-                "`compute_loss_func` needs the logits of the whole vocabulary, which the fused head never builds. Subclass the trainer and "
-                "override `loss_arguments` or `compute_loss`."
+                "`compute_loss_func` is deprecated in TRL and will be removed in v2.0.0: the loss needs the full logits, which the fused head "
+                f"never builds. Subclass `{type(self).__name__}` and override `compute_loss` instead, or `loss_arguments`."
             )
+        adapter = kwargs.get("peft_config") or getattr(model, "active_peft_config", None)
+        refuse_untrainable_adapter(adapter)
+        if args.use_kl_regularization and args.reference_logits is None:
+            refuse_learned_prompts(adapter)
         self.reports: dict[str, PreparationReport] = {}
         self.reference: Reference | None = None
         self.format = ReasoningFormat.preset(args.reasoning_format)
         self.targets = self.open_targets(args)
-        read = [column for targets in self.targets for column in (targets.ids, targets.log_probs)]
+        read = [column for targets in self.targets for column in targets.columns]
         self.loss_columns = (*self.row_columns(args), *read)
         self.preview = ""
         student = prepare_student(
@@ -134,6 +153,15 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         prove_whole_head(student, self.accelerator)
 
     def _refuse_what_columns_cannot_follow(self) -> None:
+        columns = self.row_columns(self.args)
+        if self.skips_preparation and not self.has_images and columns:
+            rows: Any = self.train_dataset
+            missing = sorted(columns.keys() - next(iter(rows)).keys())
+            if missing:
+                raise ValueError(
+                    f"`dataset_kwargs` with skip_prepare_dataset: the rows lack {', '.join(missing)}, which preparation adds for the loss. Add "
+                    "them, or leave skip_prepare_dataset out."
+                )
         if self.has_images and self.loss_columns:
             raise ValueError(
                 f"The dataset holds images, so its rows are tokenized in the collator, where {', '.join(self.loss_columns)} cannot follow the "
@@ -162,7 +190,8 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
             return []
         store = TopKStore.open(args.reference_logits)
         columns = (REFERENCE_INDEX, REFERENCE_IDS, REFERENCE_LOG_PROBS)
-        return [StoredTargets(store, store.top_k, 1.0, *columns, owner="the base student")]
+        log_tail = REFERENCE_LOG_TAIL if args.kl_direction == "reverse" else ""
+        return [StoredTargets(store, store.top_k, 1.0, *columns, owner="the base student", log_tail=log_tail)]
 
     def row_columns(self, args: ReasoningSFTConfig) -> dict[str, float]:
         """Per-token columns of a prepared row beside TRL's, and what each holds where there is no supervised token."""
@@ -172,8 +201,8 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     def make_collator(self, base: Any) -> Any:
         """The collator for these rows, around TRL's."""
         columns = self.row_columns(self.args)
-        embedding = self.model.get_input_embeddings()  # under an adapter that trains some of its rows, a wrapper of it
-        vocab_size = getattr(embedding, "original_module", embedding).num_embeddings
+        # Not of the embedding: adapters put wrappers of many kinds around that
+        vocab_size = self.model.config.get_text_config().vocab_size
         return TokenColumnsCollator(base, columns, self.targets, vocab_size) if columns else base
 
     def add_row_columns(self, rows: Dataset, name: str, **map_kwargs: Any) -> Dataset:
@@ -198,6 +227,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 f"The {name} dataset is an IterableDataset. {type(self).__name__} counts, checks and matches all rows before the first step; "
                 "load it with streaming=False."
             )
+        own_columns = dataset.column_names
         if formatting_func is None:
             dataset = self.normalize(dataset, name)
         tokenize = RowTokenizer(
@@ -214,6 +244,9 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         # The strategies that cut rows themselves are asked for by name; they are not for whole chains of thought
         cuts_rows = packing and args.packing_strategy != "bfd"
         columns = [*TOKEN_COLUMNS, *self.row_columns(args)]
+        # TRL packs tokens and labels alone
+        keeps_own = not args.remove_unused_columns and not packing
+        own_columns = [column for column in own_columns if keeps_own and column not in columns]
         tokenize.refuse_closed_thought(dataset, name)
         with main_process_first():
             rows = dataset.map(tokenize, desc=f"Tokenizing the {name} dataset", **map_kwargs)
@@ -224,8 +257,10 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
                 max_length=None if cuts_rows else args.max_length,
                 overlong=args.overlong,
                 columns=columns,
-                whole_columns=self.whole_columns,
+                whole_columns=[*self.whole_columns, *own_columns],
                 malformed=args.malformed_thoughts,
+                truncation_mode=args.truncation_mode,
+                packing=packing,
                 **map_kwargs,
             )
             if name == "train" and args.preview_examples:
@@ -275,6 +310,17 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of one micro-batch, scaled as TRL 1.16 scales it, and its metrics."""
+        return self.fused_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def fused_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool,
+        num_items_in_batch: Tensor | int | None,
+        live_targets: LiveTargets = lambda device: contextlib.nullcontext(),
+    ) -> Any:
+        """`compute_loss`, with the distributions of a live teacher where there is one."""
         columns = {name: inputs[name] for name in self.loss_columns if name in inputs}
         labels = inputs["labels"]
         model_inputs = {name: value for name, value in inputs.items() if name not in columns and name != "labels"}
@@ -282,14 +328,15 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         def head_loss(
             hidden: Tensor, head: Head, reference_hidden: Tensor | None, reference_head: Head | None
         ) -> FusedLoss:
-            batch = self._flatten(labels, columns, num_items_in_batch, hidden.device)
             reference = None
             if reference_hidden is not None and reference_head is not None:
                 reference = LinearReference(_predicting(reference_hidden, labels), *reference_head)
-            return self.head_loss(_predicting(hidden, labels), head, batch, reference)
+            with live_targets(hidden.device) as teacher:
+                batch = self._flatten(labels, columns, num_items_in_batch, hidden.device, teacher)
+                return self.head_loss(_predicting(hidden, labels), head, batch, reference)
 
         outputs = model(**model_inputs, head_loss=head_loss, reference=self.reference)
-        loss = outputs.loss
+        loss = outputs.objective
         if self.aux_loss_enabled:
             # A mean per micro-batch, which DDP averages over ranks: only accumulation is left to divide by
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
@@ -333,7 +380,10 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
             arguments["kl_weight"] = coefficient * batch.scale.expand(batch.labels.shape)
             arguments["kl_direction"] = self.args.kl_direction
         if REFERENCE_IDS in batch.columns:
-            arguments["reference"] = TopKTargets(batch.columns[REFERENCE_IDS], batch.columns[REFERENCE_LOG_PROBS])
+            columns = batch.columns
+            arguments["reference"] = TopKTargets(
+                columns[REFERENCE_IDS], columns[REFERENCE_LOG_PROBS], columns.get(REFERENCE_LOG_TAIL)
+            )
         return arguments
 
     def _flatten(
@@ -342,6 +392,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
         columns: Mapping[str, Tensor],
         num_items_in_batch: Tensor | int | None,
         device: torch.device,
+        teacher: LinearTeacher | TopKTargets | None,
     ) -> LossBatch:
         targets = labels[:, 1:].reshape(-1).to(device)
         if num_items_in_batch is None:
@@ -352,7 +403,7 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
             if self.args.average_tokens_across_devices:
                 scale = scale * (self.accelerator.num_processes // self.get_tp_size())
         flat = {name: column[:, 1:].flatten(0, 1).to(device) for name, column in columns.items()}
-        return LossBatch(targets, flat, scale.float(), self.state.global_step, self.model.training)
+        return LossBatch(targets, flat, scale.float(), self.state.global_step, self.model.training, teacher)
 
     # Metrics
 
@@ -413,11 +464,14 @@ class ReasoningSFTTrainer(ResumableTrainer, BridgedSFTTrainer):
     def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """TRL's card, with how to ask the model, what it was trained on, with which settings, and how that went."""
-        super().create_model_card(model_name, dataset_name, tags)
-        if self.is_world_process_zero():
-            path = Path(str(self.args.output_dir), "README.md")
-            extend_card(path, quick_start=quick_start(self, self.format), sections=self.card_sections())
+        """TRL's card, with how to prompt the model, what it was trained on, with which settings, and how that went. It never stops a save."""
+        try:
+            super().create_model_card(model_name, dataset_name, tags)
+            if self.is_world_process_zero():
+                path = Path(str(self.args.output_dir), "README.md")
+                extend_card(path, quick_start=quick_start(self, self.format), sections=self.card_sections())
+        except Exception as error:  # it is written with each checkpoint, which must not be lost for a sentence
+            logger.warning("The model card could not be written: %s: %s", type(error).__name__, error)
 
     @property
     def supervised_tokens_seen(self) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trl_reasoning_distill.losses.head import body_of
+from trl_reasoning_distill.trainer.trl_bridge import empty_copy, is_zero3, prepare_deepspeed
 
 
 class Reference(Protocol):
@@ -61,21 +62,15 @@ class FrozenReference:
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator) -> None:
-        kind = accelerator.distributed_type
         self.is_sharded = True
-        if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
-            self.model = _copy_partitioned(model)
-        else:
-            self.model = copy.deepcopy(model)
+        self.model = _copy_partitioned(model) if is_zero3(accelerator) else copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
         self.model.forward = types.MethodType(
             _last_hidden_state, self.model
         )  # wrapped, so that the hooks of its shards fire
-        if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
-            from trl_reasoning_distill.trainer.trl_bridge import prepare_deepspeed
-
+        if is_zero3(accelerator):
             self.wrapped = prepare_deepspeed(self.model, accelerator)
-        elif kind == DistributedType.FSDP:
+        elif accelerator.distributed_type == DistributedType.FSDP:
             self.wrapped = fsdp2_prepare_model(accelerator, self.model).eval()
         else:
             self.wrapped, self.is_sharded = self.model, False
@@ -99,11 +94,7 @@ def make_reference(model: Any, accelerator: Accelerator) -> Reference:
         ValueError: If the adapter cannot be switched off (prompt learning), or under FSDP1.
     """
     if is_peft_model(model):
-        if model.active_peft_config.is_prompt_learning:
-            raise ValueError(
-                f"`use_kl_regularization` with {model.active_peft_config.peft_type}: learned prompts are part of the input and cannot be "
-                "switched off for the reference. Use LoRA, or give the base model's own Top-K as reference_logits."
-            )
+        refuse_learned_prompts(model.active_peft_config)
         return AdapterOffReference(model)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError(
@@ -111,6 +102,19 @@ def make_reference(model: Any, accelerator: Accelerator) -> Reference:
             "fsdp_version: 2 in the accelerate config, train a LoRA adapter, or give the base model's own Top-K as reference_logits."
         )
     return FrozenReference(model, accelerator)
+
+
+def refuse_learned_prompts(adapter: Any) -> None:
+    """Refuse an adapter that the reference cannot be had without.
+
+    Raises:
+        ValueError: If it is part of the input (prompt learning).
+    """
+    if adapter is not None and adapter.is_prompt_learning:
+        raise ValueError(
+            f"`use_kl_regularization` with {adapter.peft_type.value}: learned prompts are part of the input and cannot be switched off for the "
+            "reference. Use LoRA, or give the base model's own Top-K as reference_logits."
+        )
 
 
 def _last_hidden_state(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Tensor:
@@ -121,8 +125,7 @@ def _copy_partitioned(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model whose parameters ZeRO-3 may have partitioned; one parameter at a time is whole, on no rank the model."""
     import deepspeed
 
-    with torch.random.fork_rng(devices=[]):  # the weights that it is made with are overwritten
-        twin = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    twin = empty_copy(model)
     pairs = dict(twin.named_parameters(remove_duplicate=False))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if pairs.keys() != parameters.keys():

@@ -30,6 +30,15 @@ logger = logging.getLogger(__name__)
 
 BASE_MODEL = "base_model"
 _RECORD = "added_tokens.source.json"
+_TASKS = "it needs the number of a task with each row"
+_UNTRAINABLE = {  # by the names of PEFT 0.21
+    "ADAPTION_PROMPT": "it replaces attention layers by some that do not pass on what the loss needs",
+    "CPT": "it needs the type of each token and computes a loss of its own from the logits",
+    "MULTITASK_PROMPT_TUNING": _TASKS,
+    "POLY": _TASKS,
+    "SHADOW": "it passes more than hidden states from layer to layer",
+    "XLORA": "it runs the model twice in each forward",
+}
 _PADDING_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>")
 
 
@@ -90,6 +99,19 @@ def prepare_student(
         if peft_config is not None:
             train_rows(peft_config, model, tokenizer.convert_tokens_to_ids(list(pieces)))
     return Student(model, tokenizer, peft_config)
+
+
+def refuse_untrainable_adapter(adapter: Any) -> None:
+    """Refuse a PEFT configuration of a kind that cannot be trained on rows of text alone; TRL's SFTTrainer fails in its first step.
+
+    Raises:
+        ValueError: With the kind.
+    """
+    kind = None if adapter is None else str(adapter.peft_type.value)
+    if kind in _UNTRAINABLE:
+        raise ValueError(
+            f"`peft_config` of the kind {kind}: {_UNTRAINABLE[kind]}. Use LoRA or another kind of adapter."
+        )
 
 
 def padding_token(tokenizer: Any) -> str | None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, is_supervised, tokenizer_fingerprint
 from trl_reasoning_distill.teacher.records import temperature_index
@@ -38,6 +37,8 @@ class StoredTargets:
         ids: Name of the batch's column `(batch, length, k)` of ids, −1 where there is none.
         log_probs: Name of the batch's column `(batch, length, k)` of log-probabilities.
         owner: Whose distributions they are, for messages.
+        log_tail: Name of the batch's column `(batch, length)` of the log of the mass outside these ids; empty for none. Forward KL does
+            without it: it weighs the tail by its mass, which the log-probabilities tell.
     """
 
     store: TopKStore
@@ -47,9 +48,16 @@ class StoredTargets:
     ids: str
     log_probs: str
     owner: str
+    log_tail: str = ""
 
     def __post_init__(self) -> None:
         temperature_index(self.store.temperatures, self.temperature)  # refuses one that was not captured
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `read` gives. A store of version 0.1.0 knows no tails; the loss then takes one minus the rest."""
+        has_tail = bool(self.log_tail) and self.store.has_log_tail
+        return (self.ids, self.log_probs, *((self.log_tail,) if has_tail else ()))
 
     def number_rows(self, rows: Dataset, name: str, tokenizer: Any, **map_kwargs: Any) -> Dataset:
         """Add the `index` column.
@@ -78,7 +86,7 @@ class StoredTargets:
         )
 
     def read(self, index: Tensor, vocab_size: int) -> dict[str, Tensor]:
-        """The `ids` and `log_probs` columns of a batch.
+        """The columns of a batch that `columns` names.
 
         Args:
             index: `(batch, length)`, numbers of records.
@@ -93,7 +101,14 @@ class StoredTargets:
         lost = (kept < 0) | (kept >= vocab_size)
         ids[has_target] = torch.from_numpy(np.where(lost, -1, kept))
         log_probs[has_target] = torch.from_numpy(np.where(lost, -np.inf, at_temperature).astype(np.float32))
-        return {self.ids: ids, self.log_probs: log_probs}
+        columns = {self.ids: ids, self.log_probs: log_probs}
+        if self.log_tail in self.columns:
+            is_kept = np.zeros(records.ids.shape, np.bool_)
+            is_kept[:, : self.top_k] = ~lost
+            tail = records.tail_outside(is_kept, self.temperature)
+            columns[self.log_tail] = torch.zeros(index.shape)
+            columns[self.log_tail][has_target] = torch.from_numpy(tail)
+        return columns
 
     def _are_numbered(self, rows: Dataset) -> bool:
         """Whether the rows carry this store's numbers already, as those of `store.dataset()` do, and not those of another store."""
@@ -139,6 +154,7 @@ def _number_tokens(row: dict[str, Any], column: str) -> dict[str, list[int]]:
 KD_INDEX = "kd_index"
 KD_IDS = "kd_ids"
 KD_LOG_PROBS = "kd_log_probs"
+KD_LOG_TAIL = "kd_log_tail"
 
 
 class TokenColumnsCollator:
@@ -153,7 +169,7 @@ class TokenColumnsCollator:
 
     def __init__(
         self,
-        base: DataCollatorForLanguageModeling,
+        base: Any,
         columns: Mapping[str, float],
         targets: Sequence[StoredTargets] = (),
         vocab_size: int = 0,

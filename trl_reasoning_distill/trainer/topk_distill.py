@@ -12,15 +12,17 @@ from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
+from trl import SFTTrainer
 
 from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
 from trl_reasoning_distill.losses.fused import FusedLoss
 from trl_reasoning_distill.losses.schedule import kd_weight_at
 from trl_reasoning_distill.teacher.store import TopKStore
-from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
+from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig, convert_config
 from trl_reasoning_distill.trainer.head import LossBatch, distillation_means, distillation_sums
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
-from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, StoredTargets
+from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, KD_LOG_TAIL, StoredTargets
+from trl_reasoning_distill.trainer.trl_bridge import takes_arguments_of
 
 KD_EXAMPLE_WEIGHT = "kd_example_weight"
 
@@ -66,29 +68,26 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
     config_class = TopKDistillConfig
     resume_fields = (
         *ReasoningSFTTrainer.resume_fields,
-        *(
-            "kd_top_k",
-            "kd_temperature",
-            "kd_weight",
-            "kd_warmup_ratio",
-            "kd_warmup_steps",
-            "kd_divergence",
-            "kd_beta",
-            "kd_support",
-        ),
-        *("kd_top_p", "kd_scale_by_t2"),
+        *("kd_top_k", "kd_temperature", "kd_weight", "kd_warmup_ratio", "kd_warmup_steps", "kd_divergence", "kd_beta"),
+        *("kd_support", "kd_top_p", "kd_scale_by_t2"),
     )
     args: TopKDistillConfig
 
+    @takes_arguments_of(SFTTrainer)
     def __init__(
-        self, model: Any, args: TopKDistillConfig, train_dataset: Dataset | None = None, **kwargs: Any
+        self,
+        model: Any,
+        args: TopKDistillConfig | None = None,
+        *,
+        train_dataset: Dataset | None = None,
+        **kwargs: Any,
     ) -> None:
-        if not isinstance(args, TopKDistillConfig):
-            raise ValueError(f"{type(self).__name__} needs a TopKDistillConfig as `args`, found {type(args).__name__}.")
+        args = convert_config(args, self.config_class)
+        assert isinstance(args, TopKDistillConfig)
         self.store = TopKStore.open(str(args.teacher_logits))
         if args.kd_top_k > self.store.top_k:
             raise ValueError(
-                f"`top_k={args.kd_top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
+                f"`kd_top_k={args.kd_top_k}`: the store at {self.store.path} holds {self.store.top_k} ids per position. Use at most that, or "
                 f"capture again with --store_top_k {args.kd_top_k}."
             )
         train_dataset = self.store.dataset() if train_dataset is None else train_dataset
@@ -99,8 +98,10 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
     def open_targets(self, args: ReasoningSFTConfig) -> list[StoredTargets]:
         """See `ReasoningSFTTrainer.open_targets`; the teacher's come first."""
         assert isinstance(args, TopKDistillConfig)
+        columns = (KD_INDEX, KD_IDS, KD_LOG_PROBS)
+        log_tail = "" if args.kd_divergence == "forward_kl" else KD_LOG_TAIL
         teacher = StoredTargets(
-            self.store, args.kd_top_k, args.kd_temperature, KD_INDEX, KD_IDS, KD_LOG_PROBS, owner="the teacher"
+            self.store, args.kd_top_k, args.kd_temperature, *columns, owner="the teacher", log_tail=log_tail
         )
         return [teacher, *super().open_targets(args)]
 
@@ -176,7 +177,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
             divergence["divergence"] = self.kd_loss
         return {
             **super().loss_arguments(batch),
-            "teacher": TopKTargets(batch.columns[KD_IDS], batch.columns[KD_LOG_PROBS]),
+            "teacher": TopKTargets(batch.columns[KD_IDS], batch.columns[KD_LOG_PROBS], batch.columns.get(KD_LOG_TAIL)),
             "kd_weight": weight,
             "temperature": self.args.kd_temperature,
             "top_p": self.args.kd_top_p,

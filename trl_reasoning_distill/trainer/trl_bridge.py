@@ -1,14 +1,17 @@
 """The only file that touches what TRL and transformers do not promise to keep.
 
-Everything here was read in TRL 1.16.0 (`trl/trainer/sft_trainer.py`, `trl/trainer/utils.py`, `trl/experimental/gkd/`,
-`trl/models/utils.py`, `trl/generation/vllm_generation.py`) and transformers 5.23. The rest of the
-room overrides and calls the names defined here, so that a new TRL version is read against one page.
+Everything here was read in TRL 1.16.0 (`trl/trainer/sft_trainer.py`, `trl/trainer/utils.py`, `trl/models/utils.py`,
+`trl/generation/vllm_generation.py`) and transformers 5.23. The other modules of `trainer` override and call the names defined here, so that a
+new TRL version is read against one page. TRL's experimental GKD is imported in `gkd/base.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,34 +22,116 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed as transformers_deepspeed
-from trl import SFTTrainer
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import rotate_checkpoints
+from trl import SFTConfig, SFTTrainer
 
 # TRL 1.16: not exported from the package root
-from trl.import_utils import suppress_experimental_warning
-from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import disable_dropout_in_model, maybe_gather_lm_head_ctx
 from trl.trainer.utils import global_then_local_main_first as main_process_first
 
 from trl_reasoning_distill.losses.head import Head, prove_head
 
-with suppress_experimental_warning():  # said once by our own documentation, not at each import
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
-
 __all__ = [
-    "BridgedGKDTrainer",
+    "JSON_FIELDS",
     "BridgedSFTTrainer",
-    "GKDConfig",
+    "ExportableState",
     "construct_until_prepared",
     "disable_dropout_in_model",
+    "empty_copy",
     "gathered_head",
+    "is_zero3",
     "load_balancing_loss",
     "loading_whole",
     "main_process_first",
     "make_vllm",
     "prepare_deepspeed",
     "prove_whole_head",
+    "rotate_checkpoints",
+    "takes_arguments_of",
     "unwrap_model_for_generation",
 ]
+
+JSON_FIELDS = tuple(SFTConfig._VALID_DICT_FIELDS)
+"""Fields of `SFTConfig` that may be given as JSON text."""
+
+
+def is_zero3(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed partitions the parameters themselves over the ranks."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return accelerator.distributed_type == DistributedType.DEEPSPEED and plugin is not None and plugin.zero_stage == 3
+
+
+def prepare_deepspeed(model: Any, accelerator: Accelerator) -> Any:
+    """A frozen model under DeepSpeed, sharded by ZeRO-3 where the student is."""
+    from trl.models import prepare_deepspeed as prepare  # in TRL 1.16 this imports `trl.experimental`
+
+    return prepare(model, accelerator)
+
+
+@contextlib.contextmanager
+def unwrap_model_for_generation(
+    model: Any,
+    accelerator: Accelerator,
+    *,
+    gather_deepspeed3_params: bool = True,
+    gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+) -> Iterator[Any]:
+    """The model without what wraps it, gradient checkpointing off; under ZeRO-3, TRL's function gathers its weights."""
+    if is_zero3(accelerator):
+        from trl.models import unwrap_model_for_generation as unwrap  # in TRL 1.16 this imports `trl.experimental`
+
+        kwargs: Any = gradient_checkpointing_kwargs
+        with unwrap(model, accelerator, gather_deepspeed3_params, gradient_checkpointing_kwargs=kwargs) as unwrapped:
+            yield unwrapped
+        return
+    unwrapped = accelerator.unwrap_model(model)
+    is_checkpointing = unwrapped.is_gradient_checkpointing
+    if is_checkpointing:
+        unwrapped.gradient_checkpointing_disable()
+    try:
+        yield unwrapped
+    finally:
+        if is_checkpointing:
+            unwrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+
+def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of this one's class, configuration and dtype; under ZeRO-3 it is partitioned as it is made."""
+    with torch.random.fork_rng(devices=[]):  # its weights are to be overwritten
+        return type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+
+
+def takes_arguments_of(
+    base: type, positional: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a constructor that has `**kwargs` for `base` be called as `base` is, and show all arguments in its signature.
+
+    Args:
+        base: The class whose arguments it takes.
+        positional: What may be given by position, in this order; by default what `base` takes so.
+    """
+
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        own = {
+            name: parameter
+            for name, parameter in inspect.signature(init).parameters.items()
+            if parameter.kind != parameter.VAR_KEYWORD
+        }
+        known = {**inspect.signature(base.__init__).parameters, **own}  # type: ignore[misc]
+        order = dict.fromkeys(["self", *(positional or (name for name in known if name != "self"))])
+        first = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
+        others = [known[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in known if name not in order]
+        signature = inspect.Signature([*first, *others])
+
+        @functools.wraps(init)
+        def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
+            init(**signature.bind(self, *args, **kwargs).arguments)
+
+        constructor.__signature__ = signature  # type: ignore[attr-defined]
+        return constructor
+
+    return decorate
 
 
 @contextlib.contextmanager
@@ -179,6 +264,11 @@ class BridgedSFTTrainer(SFTTrainer):
         return self._is_vision_dataset
 
     @property
+    def skips_preparation(self) -> bool:
+        """Whether datasets are taken as they are: by `skip_prepare_dataset`, or because they hold images."""
+        return bool(self._skip_prepare_dataset)
+
+    @property
     def mode(self) -> str:
         """`"train"` or `"eval"`, as TRL names its metrics."""
         return "train" if self.model.training else "eval"
@@ -218,6 +308,12 @@ class BridgedSFTTrainer(SFTTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):  # type: ignore[no-untyped-def]
         # TRL 1.16 calls this from `__init__`, before `Trainer.__init__` has set these two, and from `evaluate`
         self.processing_class, self.args = processing_class, args
+        if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+            raise ValueError(
+                f"The {dataset_name} dataset has a transform (`Dataset.with_transform`), which preparation would read through and make permanent. "
+                "Set dataset_kwargs to {'skip_prepare_dataset': True} and let the transform return `input_ids` and `labels`, with "
+                "remove_unused_columns=False; or apply it with `Dataset.map` first."
+            )
         return self.prepare_dataset(dataset, packing=packing, formatting_func=formatting_func, name=dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -231,22 +327,6 @@ class BridgedSFTTrainer(SFTTrainer):
         columns = {name: inputs[name] for name in self.loss_columns if name in inputs}
         prepared = super()._prepare_inputs({name: value for name, value in inputs.items() if name not in columns})
         return {**prepared, **{name: column.to(self.args.device) for name, column in columns.items()}}
-
-
-class BridgedGKDTrainer(GKDTrainer):
-    """TRL's GKDTrainer without its constructor and its step: what is left is its kind, its paper and its generation.
-
-    TRL 1.16's constructor loads the teacher, reads its `config` and refuses another `vocab_size`, replaces the data preparation by a
-    collator that raises on a completion as long as `max_length`, and passes on fewer arguments than SFTTrainer takes. Its step
-    generates after the labels of the batch have been counted.
-    """
-
-    def __init__(self, model: Any, args: GKDConfig, **kwargs: Any) -> None:
-        SFTTrainer.__init__(self, model, args=args, **kwargs)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A step of SFTTrainer's: the batch has its completions already."""
-        return SFTTrainer.training_step(self, *args, **kwargs)
 
 
 class _PreparedSignal(BaseException):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import importlib.util
-import json
 import os
 import random
 import re
@@ -13,12 +11,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import types
 import urllib.request
-from collections.abc import Callable, Iterator
-from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +109,7 @@ def test_an_unknown_engine_or_option_is_refused_with_what_there_is() -> None:
         make_engine("transformers", "m", concurrency=3)
     with pytest.raises(ValueError, match="base_url='http://x' means nothing to the 'transformers' engine"):
         EngineArguments(base_url="http://x").make_engine("m")
-    with pytest.raises(ValueError, match="choose one of transformers"):
+    with pytest.raises(ValueError, match="must be one of 'transformers'"):
         EngineArguments(engine="tgi")
 
 
@@ -252,6 +247,31 @@ def test_a_text_stops_at_its_end_token_or_says_that_it_was_cut(engine: Transform
         assert "<|im_end|>" not in output.text
 
 
+def test_a_stop_string_ends_its_own_row_and_no_other(engine: TransformersEngine) -> None:
+    batch = requests(12)
+    whole = outputs(engine, batch, SAMPLED)
+    stop = next(output.text[3:5] for output in whole.values() if len(output.text) > 8)
+    found = outputs(engine, batch, dataclasses.replace(SAMPLED, stop=(stop,)))
+    stopped = [key for key, output in whole.items() if stop in output.text]
+    assert 0 < len(stopped) < len(batch)
+    for key, output in whole.items():
+        if key not in stopped:
+            assert found[key] == output
+            continue
+        assert output.text.startswith(found[key].text.partition(stop)[0])
+        assert (found[key].finish_reason, found[key].text.count(stop)) == ("stop", 1)
+        assert found[key].num_tokens <= output.num_tokens
+
+
+def test_ranks_in_step_make_as_many_batches_whatever_their_prompts(model: Any, tokenizer: Any) -> None:
+    long, short = [ask("x" * length, key=str(length)) for length in (20, 40, 90, 100)], requests(4)
+    engine = TransformersEngine(model, tokenizer, max_batch_size=2, max_batch_tokens=100, in_step=True)
+    sizes = [
+        [len(batch) for batch in engine._batches(engine._encode(rank, SamplingConfig(8)))] for rank in (long, short)
+    ]
+    assert sizes == [[2, 2], [2, 2]]
+
+
 def test_the_context_limits_a_long_prompt_and_only_that(engine: TransformersEngine, tokenizer: Any) -> None:
     overhead = len(
         tokenizer(engine.render_prompt([{"role": "user", "content": ""}]), add_special_tokens=False)["input_ids"]
@@ -371,165 +391,7 @@ def test_vllm_is_asked_with_a_seed_per_request(monkeypatch: pytest.MonkeyPatch, 
     assert found["b"] == GenerationOutput("<think>r", "length", 1, 2, 0.0)
 
 
-# --- the openai engine ---
-
-Reply = Callable[[dict[str, Any], int], tuple[int, dict[str, Any]]]
-
-
-def completion(text: str, finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [
-            {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text, **message}}
-        ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-    }
-
-
-class LoopbackServer(http.server.ThreadingHTTPServer):
-    """Answers chat completions with `reply(body, times_this_question_was_asked)`, and remembers what it saw."""
-
-    daemon_threads = True
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.reply = reply
-        self.seen: list[tuple[Message, dict[str, Any]]] = []
-        self.busy = self.most_busy = 0
-        self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up is what some tests are about."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: LoopbackServer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.seen.append((self.headers, body))
-            times = sum(earlier["messages"] == body["messages"] for _, earlier in self.server.seen)
-            self.server.busy += 1
-            self.server.most_busy = max(self.server.most_busy, self.server.busy)
-        status, payload = self.server.reply(body, times)
-        with self.server.lock:
-            self.server.busy -= 1
-        data = json.dumps(payload).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        if status == 429:
-            self.send_header("Retry-After", "0")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        """Keep the tests' output quiet."""
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Reply], LoopbackServer]]:
-    servers: list[LoopbackServer] = []
-
-    def start(reply: Reply) -> LoopbackServer:
-        server = LoopbackServer(reply)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def test_requests_carry_all_settings_and_no_more_than_the_bound_are_in_flight(
-    serve: Callable[[Reply], LoopbackServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reply(body: dict[str, Any], times: int) -> tuple[int, dict[str, Any]]:
-        time.sleep(0.03)
-        return 200, completion(f"{body['messages'][0]['content']} {body['seed']}")
-
-    server = serve(reply)
-    monkeypatch.setenv("MY_KEY", "secret-key")
-    engine = OpenAIEngine(
-        "m", base_url=server.url, concurrency=3, api_key_env="MY_KEY", chat_template_kwargs={"enable_thinking": True}
-    )
-    found = outputs(engine, [ask(f"q{i}", seed=i, key=f"q{i}") for i in range(12)], SamplingConfig(9, 0.7, 0.9, 5))
-    assert {key: output.text for key, output in found.items()} == {f"q{i}": f"q{i} {i}" for i in range(12)}
-    assert found["q0"] == GenerationOutput("q0 0", "stop", 2, 3, 0.0)
-    assert 1 < server.most_busy <= 3
-    headers, body = server.seen[0]
-    assert headers["Authorization"] == "Bearer secret-key"
-    del body["messages"], body["seed"]
-    assert body == {
-        "model": "m",
-        "max_tokens": 9,
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "top_k": 5,
-        "chat_template_kwargs": {"enable_thinking": True},
-    }
-    assert "secret-key" not in repr(vars(engine))
-
-
-def test_a_busy_or_failing_server_is_asked_again(serve: Callable[[Reply], LoopbackServer]) -> None:
-    server = serve(
-        lambda body, times: (
-            (200, completion("4")) if times > 2 else ((429, 503)[times - 1], {"error": {"message": "busy"}})
-        )
-    )
-    found = outputs(OpenAIEngine("m", base_url=server.url), [ask("a", key="a"), ask("b", key="b")], GREEDY)
-    assert [output.text for output in found.values()] == ["4", "4"]
-    assert len(server.seen) == 6
-
-
-def test_reasoning_in_a_field_of_its_own_comes_back_in_tags_and_other_ends_are_cuts(
-    serve: Callable[[Reply], LoopbackServer],
-) -> None:
-    server = serve(lambda body, times: (200, completion("4", "content_filter", reasoning_content="2+2\n")))
-    (output,) = outputs(OpenAIEngine("m", base_url=server.url), [ask("a")], GREEDY).values()
-    assert (output.text, output.finish_reason) == ("<think>\n2+2\n</think>\n\n4", "length")
-
-
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (400, r"HTTP 400: .*too long"),
-        (401, r"refused the key \(401\).*OPENAI_API_KEY"),
-        (404, r"knows no model 'm'"),
-        (500, r"HTTP 500 after 2 tries: .*too long"),
-    ],
-)
-def test_a_refusal_is_one_line_with_the_address(
-    serve: Callable[[Reply], LoopbackServer], status: int, message: str
-) -> None:
-    server = serve(lambda body, times: (status, {"error": {"message": "too long"}}))
-    with pytest.raises(ValueError, match=message) as error:
-        outputs(OpenAIEngine("m", base_url=server.url, max_retries=1), [ask("a")], GREEDY)
-    assert server.url in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_silent_server_and_an_absent_one_are_told_apart(
-    serve: Callable[[Reply], LoopbackServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = serve(lambda body, times: (time.sleep(1.0), (200, completion("4")))[1])
-    with pytest.raises(ValueError, match=r"did not answer within 0.2 s after 1 tries"):
-        outputs(OpenAIEngine("m", base_url=server.url, request_timeout=0.2, max_retries=0), [ask("a")], GREEDY)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(ValueError, match=f"{url} cannot be reached"):
-        outputs(OpenAIEngine("m", base_url=url, max_retries=0), [ask("a")], GREEDY)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with pytest.raises(ValueError, match="set base_url"):
-        OpenAIEngine("m")
+# --- a server of transformers ---
 
 
 def test_transformers_serve_writes_what_the_transformers_engine_writes(model_dir: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def round_trip(records: TopKLogProbs, encoding: str = "compact") -> TopKLogProbs
         top_k=records.top_k,
         temperatures=records.temperatures,
         encoding=encoding,
+        log_tail=records.log_tail is not None,
     )
 
 
@@ -94,6 +95,31 @@ def test_tail_is_kept_to_the_step_of_its_logit():
         )
         sure = true > 1e-4  # below, float32 log-probs do not know the tail themselves
         assert np.abs(np.log(stored[sure] / true[sure])).max() < 3e-3
+
+
+@pytest.mark.parametrize("encoding", ["compact", "lossless"])
+def test_the_log_of_a_small_tail_is_kept(encoding):
+    """Down to e^-128, where float32 log-probs leave nothing of it: what reverse KL takes the logarithm of."""
+    records = make_records(3000, 5, vocab_size=40, scale=16.0, temperatures=(1.0, 2.0, 4.0))
+    assert records.log_tail.min() < -100
+    small = (records.log_tail < -20) & (records.log_tail > -128)
+    assert small.mean() > 0.1
+    decoded = round_trip(records, encoding)
+    error = np.abs(decoded.log_tail - records.log_tail)[records.log_tail > -128]
+    assert error.max() < (3e-3 if encoding == "compact" else 1e-9)
+    assert (decoded.log_tail[records.log_tail <= -128] < -127.9).all()
+
+
+@pytest.mark.parametrize("encoding", ["compact", "lossless"])
+def test_blocks_of_version_0_1_0_are_a_beginning_of_todays(encoding):
+    """They held no tails; what they held is still coded as it was, so that both decode to the same bits."""
+    records = make_records(500, 5, vocab_size=40, scale=8.0)
+    old = dataclasses.replace(records, log_tail=None)
+    assert round_trip(old, encoding).log_tail is None
+    for name in ("ids", "log_probs", "log_sum_exp"):
+        assert (
+            getattr(round_trip(old, encoding), name).tobytes() == getattr(round_trip(records, encoding), name).tobytes()
+        )
 
 
 @pytest.mark.parametrize("distinct", [3, 64, 65, 300, 30_000, 200_000])

@@ -236,3 +236,68 @@ def test_bytes_per_position_on_a_large_vocabulary(tmp_path):
         writer.add([0] * 4097, [0] * 4097, records)
     (entry,) = TopKStore.open(tmp_path).manifest["shards"]
     assert entry["bytes"] / 4096 < 0.5 * 150
+
+
+@pytest.mark.parametrize("encoding", ["compact", "lossless"])
+def test_a_store_of_version_0_1_0_is_read_to_the_bit(tmp_path, encoding):
+    """It was written by that version, from the records that `write_store` makes; it knows no tails."""
+    write_store(tmp_path / "store", rows=3, block_size=16, shard_blocks=8, encoding=encoding, top_k=4)
+    today = TopKStore.open(tmp_path / "store")
+    old = TopKStore.open(Path(__file__).parent / "version_0_1_0" / encoding)
+    numbers = np.arange(len(old))
+    ours, theirs = today.read(numbers), old.read(numbers)
+    for name in ("ids", "log_probs", "log_sum_exp"):
+        assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()
+    assert today.has_log_tail
+    assert not old.has_log_tail
+    assert theirs.log_tail is None
+    assert theirs.tail_outside(np.ones(theirs.ids.shape, bool), 2.0) is None
+    assert len(list(old.verify())) == 2
+
+
+@pytest.mark.parametrize("encoding", ["compact", "lossless"])
+def test_tails_come_back_from_every_block(tmp_path, encoding):
+    written = write_store(tmp_path / "store", encoding=encoding)
+    store = TopKStore.open(tmp_path / "store", cache_blocks=2)
+    expected = np.concatenate([records.log_tail for *_, records in written])
+    order = np.random.default_rng(0).permutation(len(store))
+    np.testing.assert_allclose(store.read(order).log_tail, expected[order], atol=3e-3 if encoding == "compact" else 0)
+
+
+def test_one_part_without_tails_makes_a_store_without(tmp_path):
+    """A server tells no tail: what is joined with its records knows none either, and nothing is made up."""
+    records = make_records(3, 4)
+    with TopKStoreWriter(
+        tmp_path / "store", top_k=4, temperatures=(1.0, 2.0), fingerprint={}, shard_blocks=1, block_size=2
+    ) as writer:
+        writer.add([1, 2, 3, 4], [1, 2, 3, 4], records)
+        writer.add(
+            [1, 2, 3, 4], [1, 2, 3, 4], TopKLogProbs(records.ids, records.log_probs, records.log_sum_exp, (1.0, 2.0))
+        )
+    store = TopKStore.open(tmp_path / "store")
+    assert not store.has_log_tail
+    assert store.read([0, 5]).log_tail is None
+
+
+def test_the_tail_outside_any_places_is_one_minus_theirs():
+    records = make_records(50, 8, scale=1.0)
+    is_kept = np.random.default_rng(0).random((50, 8)) < 0.5
+    for temperature in (1.0, 2.0):
+        mass = (np.exp(records.at_temperature(temperature).astype(np.float64)) * is_kept).sum(axis=1)
+        np.testing.assert_allclose(np.exp(records.tail_outside(is_kept, temperature)), 1 - mass, atol=1e-6)
+
+
+def test_teacher_mass_is_the_mean_mass_of_the_top_k(tmp_path):
+    written = write_store(tmp_path / "store", encoding="lossless")
+    store = TopKStore.open(tmp_path / "store")
+    for temperature in (1.0, 2.0):
+        every = np.concatenate([records.at_temperature(temperature) for *_, records in written]).astype(np.float64)
+        for top_k in (1, 3, 6):
+            mass = np.exp(every[:, :top_k]).sum(axis=1).mean()
+            assert store.teacher_mass(top_k, temperature) == pytest.approx(mass, rel=1e-6)
+            assert store.teacher_mass(top_k, temperature, positions=60) == pytest.approx(mass, abs=0.1)
+    assert store.teacher_mass(6, 2.0) < store.teacher_mass(6, 1.0)
+    with pytest.raises(ValueError, match="holds 6 tokens per position: K = 7"):
+        store.teacher_mass(7, 1.0)
+    with pytest.raises(ValueError, match="Temperature 3 was not captured"):
+        store.teacher_mass(1, 3.0)

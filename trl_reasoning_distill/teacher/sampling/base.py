@@ -23,12 +23,15 @@ class SamplingConfig:
         temperature: 0 takes the most likely token (greedy).
         top_p: Keep the smallest set of tokens with this much probability; 1 keeps all.
         top_k: Keep this many tokens; 0 keeps all.
+        stop: A completion ends before the first of these strings; `None`: where the model begins a question of its own (see
+            `stopping.py`); none at all: nowhere.
     """
 
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    stop: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -41,6 +44,8 @@ class SamplingConfig:
             )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: give a number of tokens, or 0 to keep all.")
+        if self.stop is not None and not all(self.stop):
+            raise ValueError(f"stop={list(self.stop)}: an empty text would end every completion at its beginning.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +70,13 @@ class GenerationOutput:
     Attributes:
         text: The completion without special tokens. When the prompt already opened a `<think>`, the tag is put back in
             front, so that the text can be read by itself.
-        finish_reason: `"stop"` if the model ended by itself, else `"length"`.
-        num_tokens: Length of the completion, the end token included; 0 if a server does not say.
-        prompt_tokens: Length of the prompt; 0 if a server does not say.
+        finish_reason: `"stop"` if the model ended by itself, `"length"` if it was cut, `"error"` if a server gave no answer.
+        num_tokens: Length of what the model wrote, the end token included; 0 if a server does not report it.
+        prompt_tokens: Length of the prompt; 0 if a server does not report it.
         seconds: The request's latency on a server; its share of the batch's time in this process.
         mean_log_prob: Mean log-probability of the completion's tokens under the model at temperature 1, in nats; `None` from an
-            engine that does not tell.
+            engine that does not report it.
+        error: Why a server gave no answer; `None` if there is one.
     """
 
     text: str
@@ -79,6 +85,7 @@ class GenerationOutput:
     prompt_tokens: int
     seconds: float
     mean_log_prob: float | None = None
+    error: str | None = None
 
 
 class Engine(Protocol):
@@ -89,7 +96,13 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: SamplingConfig
     ) -> Iterator[tuple[GenerationRequest, GenerationOutput]]:
-        """Yield every request once with its output, as outputs come, in any order."""
+        """Yield every request once with its output, as outputs come, in any order.
+
+        A request that failed is yielded too, with its `error`.
+
+        Raises:
+            ValueError: After the last output, if not one request was answered; before, if no further one can be.
+        """
         ...
 
 
@@ -104,7 +117,7 @@ def restore_open_tag(text: str, *, opened: bool = False) -> str:
 
     Args:
         text: The completion.
-        opened: Whether the prompt is known to end with the tag; a server does not tell, but a lone `</think>` does.
+        opened: Whether the prompt is known to end with the tag; a server does not report it, but a lone `</think>` shows it.
     """
     closes_first = _CLOSE_TAG in text and _OPEN_TAG not in text[: text.index(_CLOSE_TAG)]
     if (opened or closes_first) and not text.lstrip().startswith(_OPEN_TAG):

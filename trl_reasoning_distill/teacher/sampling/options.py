@@ -14,9 +14,9 @@ from trl_reasoning_distill.options import (
     CountOrZero,
     JsonMapping,
     OneOf,
+    Options,
     Positive,
     PositiveShare,
-    check_options,
     option,
 )
 from trl_reasoning_distill.teacher.sampling.base import Engine
@@ -65,7 +65,7 @@ def _option_names(factory: Callable[..., Any]) -> set[str]:
 
 
 @dataclasses.dataclass
-class LoadingOptions:
+class LoadingOptions(Options):
     """How a model is loaded in this process."""
 
     model_revision: str | None = option(None, "Branch, tag or commit of a hub model.")
@@ -85,7 +85,7 @@ class LoadingOptions:
 
 
 @dataclasses.dataclass
-class ServerOptions:
+class ServerOptions(Options):
     """How a model on a server is asked."""
 
     base_url: str | None = option(
@@ -120,20 +120,17 @@ class EngineArguments(ServerOptions, LoadingOptions):
     max_batch_tokens: Count = option(
         65536, "[transformers] Most tokens in a batch, prompts and completions together; lower it when memory runs out."
     )
-    batching: str = option(
-        "auto", "[transformers] continuous, static, or auto: continuous on a CUDA device with FlashAttention."
-    )
     tensor_parallel_size: Count = option(1, "[vllm] GPUs that share one model.")
     gpu_memory_utilization: PositiveShare = option(0.9, "[vllm] Share of each GPU's memory to use.")
     max_model_len: Count | None = option(None, "[vllm] Context length; default: the model's.")
+    leave_out: list[str] = option(
+        [], "[openai] What is not sent, for a server that refuses it: max_tokens, temperature, top_p, seed."
+    )
     chat_template_kwargs: JsonMapping | None = option(
         None, 'Variables for the chat template, such as {"enable_thinking": true}.'
     )
 
     _renamed: ClassVar[dict[str, str]] = {"model_revision": "revision"}
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     @staticmethod
     def option_names(kind: str) -> set[str]:
@@ -155,12 +152,13 @@ class EngineArguments(ServerOptions, LoadingOptions):
         kind = kind or self.engine
         allowed = _option_names(_factory(kind))
         options = {}
-        for field in dataclasses.fields(EngineArguments):
-            name, value = self._renamed.get(field.name, field.name), getattr(self, field.name)
+        untouched = EngineArguments()
+        for field in (each.name for each in dataclasses.fields(EngineArguments)):
+            name, value = self._renamed.get(field, field), getattr(self, field)
             if name in allowed:
                 options[name] = value
-            elif value != field.default and field.name != "engine" and kind == self.engine:
+            elif value != getattr(untouched, field) and field != "engine" and kind == self.engine:
                 raise ValueError(
-                    f"{field.name}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
+                    f"{field}={value!r} means nothing to the {kind!r} engine; remove it, or choose another engine."
                 )
         return make_engine(kind, model, **options)

@@ -1,8 +1,4 @@
-"""The `transformers` engine: a causal language model in this process.
-
-Where attention can read a paged cache, requests join and leave the batch as they come and end (`continuous.py`); elsewhere they go in static
-batches, sorted by prompt length. A request draws the same numbers either way.
-"""
+"""The `transformers` engine: a causal language model in this process, in batches sorted by prompt length."""
 
 from __future__ import annotations
 
@@ -37,12 +33,10 @@ from trl_reasoning_distill.teacher.sampling.base import (
     is_opened,
     restore_open_tag,
 )
-from trl_reasoning_distill.teacher.sampling.continuous import generate_continuously, is_worth_while
 from trl_reasoning_distill.teacher.sampling.parameters import ChosenTokens, SeededSampler
 
 QUANTIZATIONS = ("4bit", "8bit")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BATCHING = ("auto", "continuous", "static")
 _BATCHES_PER_WINDOW = 64  # prompts are tokenized and sorted this many batches at a time
 
 
@@ -59,7 +53,7 @@ class _Prompt:
 class TransformersEngine:
     """Generates with a loaded model.
 
-    Static batches hold prompts of similar length, padded on the left. A model without a chat template gets its messages as plain
+    Batches hold prompts of similar length, padded on the left. A model without a chat template gets its messages as plain
     text, parted by blank lines, and a warning.
 
     Args:
@@ -69,7 +63,8 @@ class TransformersEngine:
         max_batch_size: Most requests in a batch.
         max_batch_tokens: Most tokens in a batch, prompt and completion, padding included; a single request may exceed it.
         chat_template_kwargs: Variables for the chat template.
-        batching: `"continuous"`, `"static"`, or `"auto"`: continuous on a CUDA device with FlashAttention, where it pays.
+        in_step: Whether ranks share the weights, so that each must make as many batches as the others: then a batch holds
+            `max_batch_size` requests whatever their length, and none is refused for want of context.
     """
 
     def __init__(
@@ -81,23 +76,21 @@ class TransformersEngine:
         max_batch_size: int = 128,
         max_batch_tokens: int = 65536,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        batching: str = "auto",
+        in_step: bool = False,
     ) -> None:
-        if batching not in BATCHING:
-            raise ValueError(f"batching={batching!r}: choose one of {', '.join(BATCHING)}.")
         if max_batch_size < 1 or max_batch_tokens < 1:
             raise ValueError(
                 f"max_batch_size={max_batch_size} and max_batch_tokens={max_batch_tokens} must be positive."
             )
         self.model = model
         self.tokenizer = tokenizer
-        self.name = name or model.config.name_or_path
+        self.name: str = name or str(model.config.name_or_path)
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.is_continuous = batching == "continuous" or (batching == "auto" and is_worth_while(model))
+        self.in_step = in_step
         self.eos_token_ids = eos_token_ids(model, tokenizer)
-        self.context_length = context_length(model.config)
+        self.context_length = None if in_step else context_length(model.config)
         if not tokenizer.chat_template:
             warnings.warn(f"{self.name} has no chat template: messages are sent as plain text.", stacklevel=2)
 
@@ -117,7 +110,6 @@ class TransformersEngine:
         max_batch_size: int = 128,
         max_batch_tokens: int = 65536,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        batching: str = "auto",
     ) -> TransformersEngine:
         """Load a model, or an adapter with its base model, from a folder or the hub.
 
@@ -134,7 +126,6 @@ class TransformersEngine:
             max_batch_size: See the class.
             max_batch_tokens: See the class.
             chat_template_kwargs: See the class.
-            batching: See the class.
 
         Raises:
             ValueError: If the model cannot be found or loaded, or an option has an unknown value.
@@ -161,7 +152,6 @@ class TransformersEngine:
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
             chat_template_kwargs=chat_template_kwargs,
-            batching=batching,
         )
 
     def generate(
@@ -174,12 +164,8 @@ class TransformersEngine:
             yield from (
                 (p.request, GenerationOutput("", "length", 0, len(p.ids), 0.0)) for p in prompts if p.limit <= 0
             )
-            prompts = [p for p in prompts if p.limit > 0]
-            if self.is_continuous:
-                yield from self._generate_continuously(prompts, sampling)
-            else:
-                for batch in self._batches(prompts):
-                    yield from self._generate_batch(batch, sampling)
+            for batch in self._batches([p for p in prompts if p.limit > 0]):
+                yield from self._generate_batch(batch, sampling)
 
     def render_prompt(self, messages: list[dict[str, str]]) -> str:
         """The text a conversation becomes, up to where the model begins to write."""
@@ -191,8 +177,8 @@ class TransformersEngine:
         for request in requests:
             text = self.render_prompt(request.messages)
             ids = encode_prompt(self.tokenizer, request.messages, **self.chat_template_kwargs)
-            room = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
-            prompts.append(_Prompt(request, ids, min(sampling.max_new_tokens, room), is_opened(text)))
+            left = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
+            prompts.append(_Prompt(request, ids, min(sampling.max_new_tokens, left), is_opened(text)))
         return sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)
 
     def _batches(self, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
@@ -201,7 +187,8 @@ class TransformersEngine:
         for prompt in prompts:
             if batch:
                 width = len(batch[0].ids) + prompt.limit
-                full = len(batch) >= self.max_batch_size or width * (len(batch) + 1) > self.max_batch_tokens
+                too_wide = not self.in_step and width * (len(batch) + 1) > self.max_batch_tokens
+                full = len(batch) >= self.max_batch_size or too_wide
                 if full or prompt.limit != batch[0].limit:
                     yield batch
                     batch = []
@@ -224,15 +211,21 @@ class TransformersEngine:
             do_sample=False,  # a sampler has already drawn: greedy then takes the only token left
             eos_token_id=self.eos_token_ids,
             pad_token_id=pad,
+            stop_strings=list(sampling.stop) if sampling.stop else None,
         )
-        with generation_mode(self.model), torch.inference_mode():
+        with generation_mode(self.model), torch.no_grad():
             output = self.model.generate(  # type: ignore[operator]
                 input_ids=input_ids,
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([chosen]),
+                synced_gpus=self.in_step,
+                tokenizer=self.tokenizer if sampling.stop else None,
             )
-        completions = [self._until_end(row) for row in output[:, width:].tolist()]
+        written = output[:, width:].tolist()
+        if sampling.stop:
+            written = [_without_padding(row, pad) for row in written]
+        completions = [self._until_end(row, batch[0].limit) for row in written]
         texts = self.tokenizer.batch_decode(
             [ids for ids, _ in completions], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -244,26 +237,18 @@ class TransformersEngine:
             mean = math.fsum(row[: len(ids)]) / len(ids)
             yield prompt.request, GenerationOutput(text, reason, len(ids), len(prompt.ids), seconds, mean)
 
-    def _generate_continuously(
-        self, prompts: Sequence[_Prompt], sampling: SamplingConfig
-    ) -> Iterator[tuple[GenerationRequest, GenerationOutput]]:
-        asked = [(p.ids, p.limit, p.request.seed) for p in prompts]
-        last = time.perf_counter()
-        with generation_mode(self.model):
-            for index, ids, mean in generate_continuously(
-                self.model, asked, self.eos_token_ids, sampling, max_requests=self.max_batch_size
-            ):
-                prompt, now = prompts[index], time.perf_counter()
-                text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                text = restore_open_tag(text, opened=prompt.opened)  # type: ignore[arg-type]  # ids of one text
-                reason: FinishReason = "stop" if ids[-1] in self.eos_token_ids else "length"
-                yield prompt.request, GenerationOutput(text, reason, len(ids), len(prompt.ids), now - last, mean)
-                last = now
-
-    def _until_end(self, ids: list[int]) -> tuple[list[int], bool]:
-        """The ids up to and with the first end token, and whether there was one."""
+    def _until_end(self, ids: list[int], limit: int) -> tuple[list[int], bool]:
+        """The ids up to and with the first end token, and whether there was one, or a stop string before the limit."""
         end = next((i for i, token in enumerate(ids) if token in self.eos_token_ids), None)
-        return (ids, False) if end is None else (ids[: end + 1], True)
+        return (ids, len(ids) < limit) if end is None else (ids[: end + 1], True)
+
+
+def _without_padding(ids: list[int], pad: int) -> list[int]:
+    """The ids without the padding behind a stop string."""
+    length = len(ids)
+    while length > 1 and ids[length - 1] == pad:
+        length -= 1
+    return ids[:length]
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -111,6 +111,7 @@ class VLLMEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=request.seed,
+            stop=list(sampling.stop) if sampling.stop else None,
         )
 
     def _lora_request(self, adapter: str) -> Any:

@@ -89,8 +89,8 @@ class ServerReader:
         records = {number: TopKLogProbs.empty(self.top_k) for number in range(len(rows))}
         asked = [number for number in records if positions[number]]
 
-        async def read(client: Any, batch: list[int]) -> list[tuple[int, TopKLogProbs]]:
-            choices = await self._complete(client, self._protocol, [rows[number] for number in batch], self.top_k)
+        def read(client: Any, batch: list[int]) -> list[tuple[int, TopKLogProbs]]:
+            choices = self._complete(client, self._protocol, [rows[number] for number in batch], self.top_k)
             return [
                 (number, self._records(choice, rows[number], positions[number]))
                 for number, choice in zip(batch, choices, strict=True)
@@ -140,24 +140,23 @@ class ServerReader:
     def _ask(self, protocol: Protocol, prompts: Sequence[Any], top_k: int) -> list[dict[str, Any]]:
         """One request, waited for."""
 
-        async def ask(client: Any, batch: Sequence[Any]) -> list[dict[str, Any]]:
-            return await self._complete(client, protocol, batch, top_k)
+        def ask(client: Any, batch: Sequence[Any]) -> list[dict[str, Any]]:
+            return self._complete(client, protocol, batch, top_k)
 
         (choices,) = self._client.map(ask, [prompts])
         return choices
 
-    async def _complete(
-        self, client: Any, protocol: Protocol, prompts: Sequence[Any], top_k: int
-    ) -> list[dict[str, Any]]:
+    def _complete(self, client: Any, protocol: Protocol, prompts: Sequence[Any], top_k: int) -> list[dict[str, Any]]:
         """The choices of a request, in the order of its prompts."""
-        response = await client.completions.with_raw_response.create(
+        body = self._client.ask(
+            client.completions.with_streaming_response.create,
             model=self.model,
             prompt=[prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts],
             max_tokens=1,  # not every server allows 0
             temperature=1.0,  # some divide the log-probabilities they tell by it
             extra_body=protocol.body(top_k),
         )
-        choices = sorted(response.http_response.json()["choices"], key=lambda choice: choice["index"])
+        choices = sorted(body["choices"], key=lambda choice: choice["index"])
         if len(choices) != len(prompts):
             raise UnusableAnswerError(f"gave {len(choices)} answers to {len(prompts)} prompts.")
         return choices
@@ -165,9 +164,9 @@ class ServerReader:
     def _context_length(self) -> int | None:
         """Tokens that a row may have beside the one that the server generates, if the server says so (vLLM does)."""
 
-        async def cards(client: Any, _: None) -> list[dict[str, Any]]:
-            response = await client.models.with_raw_response.list()
-            return response.http_response.json()["data"]
+        def cards(client: Any, _: None) -> list[dict[str, Any]]:
+            listed: list[dict[str, Any]] = self._client.ask(client.models.with_streaming_response.list)["data"]
+            return listed
 
         try:
             (listed,) = self._client.map(cards, [None])

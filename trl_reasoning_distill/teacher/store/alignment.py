@@ -244,7 +244,17 @@ def move_records(records: TopKLogProbs, has_record: npt.NDArray[np.bool_], id_ma
     ]  # what is left keeps its order, the gaps go last
     ids = np.take_along_axis(ids, order, axis=1)
     log_probs = np.where(ids == MISSING_ID, -np.inf, np.take_along_axis(records.log_probs, order, axis=1))
-    return TopKLogProbs(ids.astype(np.int32), log_probs.astype(np.float32), records.log_sum_exp, records.temperatures)
+    kept = np.zeros(records.ids.shape, np.bool_)
+    np.put_along_axis(kept, order, ids != MISSING_ID, axis=1)
+    tails = (records.tail_outside(kept, temperature) for temperature in records.temperatures)
+    known = [tail for tail in tails if tail is not None]
+    return TopKLogProbs(
+        ids.astype(np.int32),
+        log_probs.astype(np.float32),
+        records.log_sum_exp,
+        records.temperatures,
+        np.stack(known, axis=1) if known else None,
+    )
 
 
 # Text as strings with one character per byte, and one beyond U+10000 per special token --------------------------------------------

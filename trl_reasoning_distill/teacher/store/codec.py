@@ -11,6 +11,8 @@ What is kept of a position, and how:
 - **the mass of the M tokens**, as a 16-bit logit. Decoding scales the tokens to it, so that the tail is right to the logit's step
   however the tokens were rounded.
 - **per further temperature**, the mass of the M tokens at that temperature, in the same way; the log-sum-exp follows from it.
+- **the log of the tail**, per temperature, at the positions whose tail is below a thousandth, in steps of 1/512: there the mass does not
+  tell it, since the log-probs that it is summed from are float32. Blocks of version 0.1.0 end before it.
 
 Values lie column by column (all most likely tokens, then all second ones, …), high and low bytes apart, and the columns in a few
 groups of like distribution, each compressed on its own: that is what Huffman's code in zstd can use. Level 1 is not only faster
@@ -42,10 +44,15 @@ DEEPEST = 64.0
 """Relative log-probs below −64 nats are kept as −64."""
 LOGIT_LIMIT = 16.0
 """Masses are kept between 1e-7 and 1 − 1e-7."""
+TAIL_STEPS = 512
+"""Steps per nat of the log of a small tail; with 16 bits it reaches down to e^−128."""
 
 _LEVEL = 1
 _COLUMN_GROUPS = (1, 3, 8)
 _LOGIT_STEPS = 65535
+_STEPS_PER_LOGIT = _LOGIT_STEPS / (2 * LOGIT_LIMIT)
+# From this code of the mass on, the log of the tail is kept: logits of 7, tails of 0.0009.
+_SMALL_TAIL = round((7.0 + LOGIT_LIMIT) * _STEPS_PER_LOGIT)
 
 _SQRT_STEPS = 2.0 / STEP_AT_ONE
 _KNEE_STEPS = _SQRT_STEPS * (1.0 - STEP_AT_ONE / STEP_LIMIT)
@@ -79,16 +86,24 @@ def encode_block(ranks: npt.NDArray[np.uint32], records: TopKLogProbs, encoding:
         streams += _byte_planes(log_probs)
         for column in further:
             streams += _byte_planes(np.ascontiguousarray(records.log_sum_exp[:, column]))
+        if records.log_tail is not None:
+            streams += _byte_planes(np.ascontiguousarray(records.log_tail.T))
         return _pack(streams)
     missing = records.ids.T == MISSING_ID
     first = np.where(missing[0], np.float32(0.0), log_probs[0])
     steps = _steps_of(np.where(missing, np.float32(0.0), log_probs - first))
     steps = np.maximum.accumulate(steps, axis=0)  # an empty place repeats the one before it
     deltas = _byte_planes(np.diff(steps, axis=0).astype(np.uint16))
-    streams += [*_column_groups(deltas[0]), deltas[1], *_byte_planes(_mass_codes(log_probs))]
+    streams += [*_column_groups(deltas[0]), deltas[1]]
+    masses = {records.temperatures.index(1.0): _mass_codes(log_probs)}
     for column in further:
         at_temperature = log_probs / np.float32(records.temperatures[column]) - records.log_sum_exp[:, column]
-        streams += _byte_planes(_mass_codes(at_temperature))
+        masses[column] = _mass_codes(at_temperature)
+    for codes in masses.values():
+        streams += _byte_planes(codes)
+    if records.log_tail is not None:
+        for column, codes in masses.items():
+            streams += _byte_planes(_tail_codes(records.log_tail[codes >= _SMALL_TAIL, column]))
     return _pack(streams)
 
 
@@ -100,8 +115,9 @@ def decode_block(
     top_k: int,
     temperatures: tuple[float, ...],
     encoding: Encoding,
+    log_tail: bool = False,
 ) -> TopKLogProbs:
-    """Decode what `encode_block` made; `table` maps ranks to ids."""
+    """Decode what `encode_block` made; `table` maps ranks to ids, and `log_tail` is whether the records knew their tails."""
     streams = _unpack(data)
     shape = (top_k, positions)
     ids = table.take(_decode_ranks(streams, shape), mode="clip")
@@ -111,7 +127,10 @@ def decode_block(
         log_probs = _join_bytes(streams, np.uint32).view(np.float32).reshape(shape)
         for column in further:
             log_sum_exp[:, column] = _join_bytes(streams, np.uint32).view(np.float32)
-        return TopKLogProbs(ids.T.copy(), log_probs.T.copy(), log_sum_exp, temperatures)
+        tails = None
+        if log_tail:
+            tails = _join_bytes(streams, np.uint32).view(np.float32).reshape(len(temperatures), positions).T.copy()
+        return TopKLogProbs(ids.T.copy(), log_probs.T.copy(), log_sum_exp, temperatures, tails)
     steps = np.zeros(shape, np.uint16)
     steps[1:] = _join_groups(streams, (top_k - 1, positions))
     steps[1:] |= (next(streams).astype(np.uint16) << np.uint16(8)).reshape(top_k - 1, positions)
@@ -120,13 +139,21 @@ def decode_block(
     if MISSING_ID in table:
         steps[ids == MISSING_ID] = _NO_TOKEN
     relative = _RELATIVE.take(steps, mode="clip")
-    shift = _log_mass(_join_bytes(streams, np.uint16)) - _log_sum_exp(_RELATIVE, steps)
+    masses = {temperatures.index(1.0): _join_bytes(streams, np.uint16)}
+    shift = _log_mass(masses[temperatures.index(1.0)]) - _log_sum_exp(_RELATIVE, steps)
     for column in further:
         temperature = np.float32(temperatures[column])
         kept = _log_sum_exp(_RELATIVE / temperature, steps) + shift / temperature
-        log_sum_exp[:, column] = kept - _log_mass(_join_bytes(streams, np.uint16))
+        masses[column] = _join_bytes(streams, np.uint16)
+        log_sum_exp[:, column] = kept - _log_mass(masses[column])
     relative += shift
-    return TopKLogProbs(ids.T.copy(), relative.T.copy(), log_sum_exp, temperatures)
+    tails = None
+    if log_tail:
+        tails = np.empty_like(log_sum_exp)
+        for column, codes in masses.items():
+            tails[:, column] = _log_tail(codes)
+            tails[codes >= _SMALL_TAIL, column] = _join_bytes(streams, np.uint16) / np.float32(-TAIL_STEPS)
+    return TopKLogProbs(ids.T.copy(), relative.T.copy(), log_sum_exp, temperatures, tails)
 
 
 def _further(temperatures: Sequence[float]) -> list[int]:
@@ -184,12 +211,24 @@ def _mass_codes(log_probs: Floats) -> Codes:
     edge = 1.0 / (1.0 + np.exp(LOGIT_LIMIT))
     mass = np.clip(np.exp(log_probs.astype(np.float64)).sum(axis=0), edge, 1.0 - edge)
     logit = np.log(mass) - np.log1p(-mass)
-    return np.rint((logit + LOGIT_LIMIT) * (_LOGIT_STEPS / (2 * LOGIT_LIMIT))).astype(np.uint16)
+    return np.rint((logit + LOGIT_LIMIT) * _STEPS_PER_LOGIT).astype(np.uint16)
+
+
+def _logit(codes: Codes) -> Floats:
+    return codes.astype(np.float32) * np.float32(2 * LOGIT_LIMIT / _LOGIT_STEPS) - np.float32(LOGIT_LIMIT)
 
 
 def _log_mass(codes: Codes) -> Floats:
-    logit = codes.astype(np.float32) * np.float32(2 * LOGIT_LIMIT / _LOGIT_STEPS) - np.float32(LOGIT_LIMIT)
-    return -np.log1p(np.exp(-logit))
+    return -np.log1p(np.exp(-_logit(codes)))
+
+
+def _log_tail(codes: Codes) -> Floats:
+    return -np.log1p(np.exp(_logit(codes)))
+
+
+def _tail_codes(log_tail: Floats) -> Codes:
+    """Logs of small tails in 16 bits; one of no mass at all (M is the vocabulary) becomes the smallest."""
+    return np.rint(np.clip(log_tail * np.float32(-TAIL_STEPS), 0, 65535)).astype(np.uint16)
 
 
 def _log_sum_exp(values: Floats, steps: Codes) -> Floats:

@@ -64,6 +64,7 @@ class TopKStore:
         manifest: What made it and how it is laid out.
         temperatures: Temperatures that can be asked of its records.
         top_k: M, places per record.
+        has_log_tail: Whether its records know their tails (see `TopKLogProbs.log_tail`); those of version 0.1.0 do not.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], cache_blocks: int) -> None:
@@ -74,6 +75,7 @@ class TopKStore:
         self._shards = [
             Shard(shard_path(path, number), entry, expected) for number, entry in enumerate(manifest["shards"])
         ]
+        self.has_log_tail = all(shard.has_log_tail for shard in self._shards)
         self._cache: OrderedDict[int, TopKLogProbs] = OrderedDict()
         self._cache_blocks = cache_blocks
         self._rows = RowsReader(path, manifest["rows_file"])
@@ -143,12 +145,43 @@ class TopKStore:
             np.empty((len(wanted), self.top_k), np.float32),
             np.empty((len(wanted), len(self.temperatures)), np.float32),
             self.temperatures,
+            np.empty((len(wanted), len(self.temperatures)), np.float32) if self.has_log_tail else None,
         )
         for number, rows, places in self._by_block(wanted):
             block = self._block(number)
             out.ids[rows], out.log_probs[rows] = block.ids[places], block.log_probs[places]
             out.log_sum_exp[rows] = block.log_sum_exp[places]
+            if out.log_tail is not None and block.log_tail is not None:
+                out.log_tail[rows] = block.log_tail[places]
         return out
+
+    def teacher_mass(self, top_k: int, temperature: float, *, positions: int = 10_000) -> float:
+        """Mean mass that the teacher gives its Top-K tokens at a temperature: how much of it a loss on these tokens sees.
+
+        A large vocabulary flattens fast: of SmolLM2-135M's mass on GSM8K, ten tokens have 0.95 at T = 1, 0.36 at T = 2.
+
+        Args:
+            top_k: K, at most M.
+            temperature: One of `temperatures`.
+            positions: Records that are read for it, evenly spread over the store.
+
+        Raises:
+            ValueError: If K is not in 1–M, the temperature was not captured, or the store is empty.
+        """
+        if not 1 <= top_k <= self.top_k:
+            raise ValueError(
+                f"{self.path} holds {self.top_k} tokens per position: K = {top_k} is not among 1–{self.top_k}."
+            )
+        if not len(self):
+            raise ValueError(f"{self.path} holds no record: there is no mass to measure.")
+        numbers = np.arange(len(self))
+        if len(self) > positions:  # a run of each block, since a block is decoded as a whole
+            runs = -(-len(self) // int(self.manifest["block_size"]))
+            length = max(1, positions // runs)
+            starts = np.linspace(0, len(self) - length, runs).astype(np.int64)
+            numbers = (starts[:, None] + np.arange(length)).ravel()
+        records = self.read(numbers)
+        return float(np.exp(records.at_temperature(temperature)[:, :top_k].astype(np.float64)).sum(axis=1).mean())
 
     def _by_block(self, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Rows, _Rows]]:
         """Per block: its number, which of the wanted records it holds, and where; as slices if the wanted ones follow each other."""

@@ -63,6 +63,7 @@ def write_shard(path: Path, records: TopKLogProbs, *, block_size: int, encoding:
             "temperatures": records.temperatures,
             "encoding": encoding,
             "block_size": block_size,
+            "log_tail": records.log_tail is not None,
             "table": [len(packed_table), _hash(packed_table)],
             "blocks": [[len(block), _hash(block)] for block in blocks],
         },
@@ -116,6 +117,7 @@ class Shard:
         planes = np.frombuffer(zstandard.ZstdDecompressor().decompress(packed), np.uint8)
         self.table: npt.NDArray[np.int32] = np.ascontiguousarray(planes.reshape(4, -1).T).view(np.int32).ravel()
         self._layout = header
+        self.has_log_tail: bool = header.get("log_tail", False)  # version 0.1.0 kept none
 
     def _header(self, entry: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
         magic, self._header_bytes = _PREFIX.unpack_from(self._map) if len(self._map) >= _PREFIX.size else (b"", 0)
@@ -154,6 +156,7 @@ class Shard:
             top_k=layout["top_k"],
             temperatures=tuple(layout["temperatures"]),
             encoding=layout["encoding"],
+            log_tail=self.has_log_tail,
         )
 
 

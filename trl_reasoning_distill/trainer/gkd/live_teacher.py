@@ -1,14 +1,15 @@
-"""Teachers that are asked while the student trains: a model beside it, the model it was, or a server.
+"""Live teachers: a model beside the student, the student as it was before training, or a server.
 
-Each is asked twice per micro-batch. `read` comes before the student's forward, so that the teacher's activations are gone when the student's
-come. `targets` comes inside it, where the loss is computed: a model gives hidden states and its head, whole for as long as
-the loss takes, and the logits are made from them tile by tile; a server gives its most likely tokens.
+Each is used twice per micro-batch. `read` comes before the student's forward, so that the teacher's activations are freed before the
+student's are made. `targets` comes inside that forward, where the loss is computed: a model gives hidden states and its head, whole for as
+long as the loss takes, and the logits are made from them tile by tile; a server gives its most likely tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,10 +34,13 @@ from trl_reasoning_distill.trainer.head import bound_to
 from trl_reasoning_distill.trainer.reference import Reference
 from trl_reasoning_distill.trainer.trl_bridge import (
     gathered_head,
+    is_zero3,
     prepare_deepspeed,
     prove_whole_head,
     unwrap_model_for_generation,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def count_shared_ids(teacher: Any, student: Any) -> int:
@@ -65,23 +69,42 @@ def count_shared_ids(teacher: Any, student: Any) -> int:
     return common
 
 
-def load_teacher_tokenizer(args: Any, teacher: Any) -> Any:
-    """The teacher's tokenizer: named by the options, or lying with the model.
+def load_teacher_tokenizer(args: Any, teacher: Any, student: Any, student_rows: int) -> Any:
+    """The teacher's tokenizer: named by the options, or saved with the model.
+
+    A loaded teacher without one has the student's, if its embedding has as many rows: that is all that TRL's GKD asks for.
+
+    Args:
+        args: The options.
+        teacher: The loaded teacher, or `None` for one that the options name.
+        student: The student's tokenizer.
+        student_rows: Rows of the student's embedding.
 
     Raises:
-        ValueError: If there is none to be had.
+        ValueError: If there is none.
     """
-    name = args.teacher_tokenizer or (
-        args.teacher_model_name_or_path if teacher is None else teacher if isinstance(teacher, str) else None
-    )
-    name = name or getattr(getattr(teacher, "config", None), "_name_or_path", "")
+    named = args.teacher_tokenizer
+    config = getattr(teacher, "config", None)
+    name = named or (args.teacher_model_name_or_path if teacher is None else getattr(config, "name_or_path", ""))
     advice = (
         "It is needed to know which ids teacher and student share: pass it to the trainer, or name it with "
         "the option teacher_tokenizer."
     )
-    if not name:
-        raise ValueError(f"The teacher was given as a model without a name, so its tokenizer is not known. {advice}")
-    return load_tokenizer(name, trust_remote_code=args.trust_remote_code, advice=advice)
+    try:
+        if not name:
+            raise ValueError(
+                f"The teacher was given as a model without a name, so its tokenizer is not known. {advice}"
+            )
+        return load_tokenizer(name, trust_remote_code=args.trust_remote_code, advice=advice)
+    except ValueError as error:
+        if named is not None or config is None or vocabulary_rows(config) != student_rows:
+            raise
+        logger.warning(
+            "%s The teacher's embedding has as many rows as the student's (%d), so it is taken to have the student's tokenizer.",
+            error,
+            student_rows,
+        )
+        return student
 
 
 def load_teacher(name: str, args: Any, accelerator: Accelerator) -> PreTrainedModel:
@@ -116,10 +139,9 @@ def place(model: Any, accelerator: Accelerator) -> Any:
     device_map = getattr(model, "hf_device_map", None)
     if getattr(model, "is_quantized", False) or (device_map is not None and set(device_map) != {""}):
         return model
-    kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
+    if is_zero3(accelerator):
         return prepare_deepspeed(model, accelerator)
-    if kind == DistributedType.FSDP:
+    if accelerator.distributed_type == DistributedType.FSDP:
         return _shard_fsdp2(model, accelerator)
     return model.to(accelerator.device)
 
@@ -180,17 +202,8 @@ class TeacherBatch:
         return unpad(self.input_ids, self.attention_mask), positions
 
 
-@dataclass(frozen=True)
-class Support:
-    """What the divergence with a model as teacher is computed on; see `LinearTeacher`."""
-
-    shared_ids: int
-    top_k: int | None
-    on: str
-
-
 class LiveTeacher(Protocol):
-    """A teacher that is asked while the student trains."""
+    """A teacher that scores each batch while the student trains."""
 
     context_length: int | None
 
@@ -198,7 +211,10 @@ class LiveTeacher(Protocol):
         """Read a batch; what `targets` needs of it."""
 
     def targets(self, reading: Any, device: torch.device) -> contextlib.AbstractContextManager[Targets]:
-        """What it says of the student's `labels[:, 1:]`, flat, on `device`; valid inside the block, in the student's forward."""
+        """Its distributions for the student's `labels[:, 1:]`, flat, on `device`; valid inside the block, in the student's forward.
+
+        Which ids a `LinearTeacher` is compared on (`top_k`, `on`) is for the trainer to set.
+        """
 
     def writer(self) -> contextlib.AbstractContextManager[Any]:
         """The model to generate with."""
@@ -210,11 +226,15 @@ class ModelTeacher:
     Args:
         model: The teacher; if it is quantised or spread over devices it stays as it is.
         accelerator: The student's: under ZeRO-3 and FSDP2 the teacher is sharded as well.
-        support: What the divergence is computed on.
+        shared_ids: Ids below this mean the same to teacher and student.
+
+    Attributes:
+        model: The teacher without PEFT and what else wraps it.
+        wrapped: The teacher as it is called.
     """
 
-    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, support: Support) -> None:
-        self.accelerator, self.support = accelerator, support
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator, shared_ids: int) -> None:
+        self.accelerator, self.shared_ids = accelerator, shared_ids
         base: Any = model
         self.model: PreTrainedModel = base.get_base_model() if is_peft_model(base) else base
         self.context_length = context_length(self.model.config)
@@ -240,7 +260,7 @@ class ModelTeacher:
     def targets(self, reading: Tensor, device: torch.device) -> Iterator[Targets]:
         """See `LiveTeacher.targets`."""
         with self._head(device) as head:
-            yield linear_teacher(reading.to(device), head, self.support)
+            yield linear_teacher(reading.to(device), head, self.shared_ids)
 
     @contextlib.contextmanager
     def _head(self, device: torch.device) -> Iterator[Head]:
@@ -267,12 +287,12 @@ class FormerSelf:
     Args:
         reference: Where its hidden states come from.
         student: The student's own model, without PEFT around it.
-        support: What the divergence is computed on.
+        shared_ids: Ids that the tokenizer has; what is beyond pads the embedding.
         writer: The student to generate with, adapter off; `None` for a frozen copy, which gives hidden states only.
     """
 
-    def __init__(self, reference: Reference, student: PreTrainedModel, support: Support, writer: Any) -> None:
-        self.reference, self.student, self.support, self._writer = reference, student, support, writer
+    def __init__(self, reference: Reference, student: PreTrainedModel, shared_ids: int, writer: Any) -> None:
+        self.reference, self.student, self.shared_ids, self._writer = reference, student, shared_ids, writer
         self.context_length = context_length(student.config)
 
     def read(self, batch: TeacherBatch) -> TeacherBatch:
@@ -286,7 +306,7 @@ class FormerSelf:
             self.student, input_ids=reading.input_ids, attention_mask=reading.attention_mask, use_cache=False
         )
         with gathered_head(self.student, self.reference.output_layer(self.student)) as head:
-            yield linear_teacher(reading.predicting(hidden).to(device), head, self.support)
+            yield linear_teacher(reading.predicting(hidden).to(device), head, self.shared_ids)
 
     def writer(self) -> contextlib.AbstractContextManager[Any]:
         """See `LiveTeacher.writer`."""
@@ -295,23 +315,22 @@ class FormerSelf:
 
 
 class ServerTeacher:
-    """A server that tells the most likely tokens at each place of a prompt.
+    """A server that gives the most likely tokens at each position of a prompt.
 
     Args:
-        reader: Asks it.
-        support: Ids that student and server do not share are left out; their mass is the tail's.
-        context_length: Most tokens in a row, or `None`.
+        reader: Sends the requests.
+        shared_ids: Ids from here on are left out; their mass is the tail's.
     """
 
-    def __init__(self, reader: Any, support: Support) -> None:
-        self.reader, self.support = reader, support
+    def __init__(self, reader: Any, shared_ids: int) -> None:
+        self.reader, self.shared_ids = reader, shared_ids
         self.context_length: int | None = reader.context_length
 
     def read(self, batch: TeacherBatch) -> TopKTargets:
         """See `LiveTeacher.read`."""
         records = TopKLogProbs.concatenate([TopKLogProbs.empty(self.reader.top_k), *self.reader.read(*batch.rows())])
         ids = torch.from_numpy(records.ids).long()
-        ids = ids.masked_fill(ids >= self.support.shared_ids, -1)
+        ids = ids.masked_fill(ids >= self.shared_ids, -1)
         asked = is_supervised(batch.labels[:, 1:]).flatten().cpu()
         flat = torch.full((len(asked), ids.shape[1]), -1)
         log_probs = torch.full(flat.shape, -torch.inf)
@@ -330,19 +349,22 @@ class ServerTeacher:
         )
 
 
-def linear_teacher(hidden: Tensor, head: Head, support: Support) -> LinearTeacher:
+def linear_teacher(hidden: Tensor, head: Head, shared_ids: int) -> LinearTeacher:
     """Hidden states and a head as the loss takes them."""
     bias = None if head.bias is None else head.bias.detach()
     return LinearTeacher(
         hidden=hidden,
         weight=head.weight.detach(),
         bias=bias,
-        vocab_size=support.shared_ids,
-        top_k=support.top_k,
-        on=support.on,  # type: ignore[arg-type]
+        vocab_size=shared_ids,
         logit_scale=head.logit_scale,
         logit_softcap=head.logit_softcap,
     )
+
+
+def vocabulary_rows(config: Any) -> int:
+    """Rows of a model's embedding, from its config: the ids that it can read and write."""
+    return int(config.get_text_config().vocab_size)
 
 
 def _add_hidden_only(model: PreTrainedModel) -> None:

@@ -1,15 +1,15 @@
-"""Completions that a model writes while it, or another, is trained: the student's own, or with `seq_kd` the teacher's.
+"""Rollouts: completions sampled during training, from the student or with `seq_kd` from the teacher.
 
-Each completion draws from random numbers of its own, given by the seed, the step and the prompt. So it is the same on any number of
+Each completion is drawn with random numbers of its own, given by the seed, the step and the prompt. So it is the same on any number of
 ranks, in any batch and after a resumption, as far as the arithmetic is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import time
-import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +24,13 @@ from transformers import GenerationConfig, LogitsProcessorList
 from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, is_supervised
 from trl_reasoning_distill.teacher.sampling.base import SamplingConfig
 from trl_reasoning_distill.teacher.sampling.transformers import SeededSampler, eos_token_ids, generation_mode
+from trl_reasoning_distill.trainer.gkd.live_teacher import vocabulary_rows
 from trl_reasoning_distill.trainer.gkd.rows import unpad
 from trl_reasoning_distill.trainer.preparation import LOSS_WEIGHT
-from trl_reasoning_distill.trainer.trl_bridge import make_vllm
+from trl_reasoning_distill.trainer.trl_bridge import is_zero3, make_vllm
 
 GenerateFunction = Callable[[Any, dict[str, Tensor], GenerationConfig], tuple[Tensor, Tensor, Tensor]]
-"""TRL's `GKDTrainer.generate_on_policy_outputs`: ids, mask and labels from a model and left-padded prompts."""
+"""`generate_on_policy_outputs` of TRL's GKDTrainer: ids, mask and labels from a model and left-padded prompts."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes completions with `transformers`, through TRL's own GKD generation.
+    """Writes completions with `transformers`, through the trainer's `generate_on_policy_outputs`.
 
     Attributes:
-        accelerator: Tells whether ranks must step together.
-        generate: TRL's function.
+        accelerator: Says whether ranks must step together.
+        generate: The trainer's function.
         tokenizer: The student's.
-        temperature: Of sampling; 0 for greedy.
-        max_new_tokens: Longest completion.
+        generation: The trainer's `generation_config`, looked up at each call.
         shared_ids: Ids from here on are never written: the teacher does not know them, or they pad the embedding.
         seed: Of the run.
     """
@@ -115,34 +115,31 @@ class Writer:
     accelerator: Accelerator
     generate: GenerateFunction
     tokenizer: Any
-    temperature: float
-    max_new_tokens: int
+    generation: Callable[[], GenerationConfig]
     shared_ids: int
     seed: int
 
-    def write(self, model: Any, prompts: Tensor, mask: Tensor, rooms: Sequence[int], step: int) -> list[Completion]:
-        """Completions of left-padded prompts `(batch, length)`, each no longer than its room."""
-        rows = unpad(prompts, mask)
-        limit = max(1, min(self.max_new_tokens, max(rooms)))
-        config = GenerationConfig(
-            max_new_tokens=limit,
-            do_sample=False,  # a sampler of ours draws first and leaves one token possible
-            eos_token_id=eos_token_ids(model, self.tokenizer),
-            pad_token_id=self.tokenizer.pad_token_id,
-            suppress_tokens=list(range(self.shared_ids, vocabulary_rows(model))) or None,
-        )
+    def write(self, model: Any, prompts: Tensor, mask: Tensor, limits: Sequence[int], step: int) -> list[Completion]:
+        """Completions of left-padded prompts `(batch, length)`, each of at most so many tokens as its limit."""
+        config = copy.deepcopy(self.generation())
+        config.max_new_tokens = max(1, min(config.max_new_tokens, max(limits)))
         options: dict[str, Any] = {"synced_gpus": self._is_sharded and self.accelerator.num_processes > 1}
-        if self.temperature > 0:
-            seeds = [self._seed(ids, step) for ids in rows]
-            sampling = SamplingConfig(limit, temperature=self.temperature)
+        if config.do_sample:
+            sampling = SamplingConfig(config.max_new_tokens, config.temperature, config.top_p or 1.0, config.top_k or 0)
+            seeds = [self._seed(ids, step) for ids in unpad(prompts, mask)]
             options["logits_processor"] = LogitsProcessorList([SeededSampler(seeds, sampling, prompts.shape[1])])
-        with generation_mode(model):
-            # TRL's function calls `model.generate` and nothing else of it
-            bound = types.SimpleNamespace(generate=functools.partial(model.generate, **options))
-            ids, _, labels = self.generate(bound, {"prompts": prompts, "prompt_attention_mask": mask}, config)
-        ends = set(config.eos_token_id)
+        # The sampler draws first and leaves one token possible
+        config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        ends = list(dict.fromkeys([*ends, *eos_token_ids(model, self.tokenizer)]))
+        config.eos_token_id = [end for end in ends if end is not None]
+        foreign = range(self.shared_ids, vocabulary_rows(model.config))
+        config.suppress_tokens = sorted({*(config.suppress_tokens or ()), *foreign}) or None
+        inputs = {"prompts": prompts, "prompt_attention_mask": mask}
+        with generation_mode(model), _generating_with(model, **options):
+            ids, _, labels = self.generate(model, inputs, config)
         written = [row[is_supervised(label)].tolist() for row, label in zip(ids, labels, strict=True)]
-        return [as_completion(row, ends, room) for row, room in zip(written, rooms, strict=True)]
+        return [as_completion(row, set(ends), limit) for row, limit in zip(written, limits, strict=True)]
 
     def _seed(self, prompt: Sequence[int], step: int) -> int:
         return xxhash.xxh3_64_intdigest(f"{step} {list(prompt)}".encode(), seed=self.seed % 2**64)
@@ -150,10 +147,20 @@ class Writer:
     @property
     def _is_sharded(self) -> bool:
         """Whether a forward gathers weights from other ranks, which must then take it too."""
-        kind = self.accelerator.distributed_type
-        if kind == DistributedType.DEEPSPEED:
-            return bool(self.accelerator.state.deepspeed_plugin.zero_stage == 3)
-        return kind == DistributedType.FSDP
+        return is_zero3(self.accelerator) or self.accelerator.distributed_type == DistributedType.FSDP
+
+
+@contextlib.contextmanager
+def _generating_with(model: Any, **options: Any) -> Iterator[None]:
+    """Let `model.generate` have these options beside those of its caller."""
+    own = vars(model).get("generate")
+    model.generate = functools.partial(model.generate, **options)
+    try:
+        yield
+    finally:
+        del model.generate
+        if own is not None:
+            model.generate = own
 
 
 @dataclass
@@ -172,8 +179,8 @@ class VLLMWriter:
     shared_ids: int
     synced_step: int = field(default=-1)
 
-    def write(self, model: Any, prompts: Tensor, mask: Tensor, rooms: Sequence[int], step: int) -> list[Completion]:
-        """See `Writer.write`; `model` is only asked for its end tokens."""
+    def write(self, model: Any, prompts: Tensor, mask: Tensor, limits: Sequence[int], step: int) -> list[Completion]:
+        """See `Writer.write`; of `model` only the end tokens are used."""
         if step != self.synced_step:
             self.vllm.sync_weights()
             self.synced_step = step
@@ -181,9 +188,9 @@ class VLLMWriter:
         _, written, *_ = self.vllm.generate(rows, None, 1)
         ends = set(eos_token_ids(model, self.tokenizer))
         completions = []
-        for ids, room in zip(written, rooms, strict=True):
+        for ids, limit in zip(written, limits, strict=True):
             foreign = next((place for place, token in enumerate(ids) if token >= self.shared_ids), len(ids))
-            completions.append(as_completion(list(ids)[:foreign], ends, room))
+            completions.append(as_completion(list(ids)[:foreign], ends, limit))
         return completions
 
 
@@ -207,15 +214,10 @@ def sample(tokenizer: Any, prompt: list[int], completion: Completion, step: int,
     }
 
 
-def as_completion(ids: list[int], ends: set[int], room: int) -> Completion:
-    """Ids up to the first end token, no more than there is room for."""
+def as_completion(ids: list[int], ends: set[int], limit: int) -> Completion:
+    """Ids up to the first end token, at most `limit` of them."""
     end = next((place for place, token in enumerate(ids) if token in ends), None)
-    return Completion(ids if end is None else ids[: end + 1], end is None).cut(room)
-
-
-def vocabulary_rows(model: Any) -> int:
-    """Ids that a model can write."""
-    return int(model.config.get_text_config().vocab_size)
+    return Completion(ids if end is None else ids[: end + 1], end is None).cut(limit)
 
 
 @contextlib.contextmanager
@@ -228,19 +230,15 @@ def timed(tally: Tally) -> Iterator[None]:
         tally.seconds += time.perf_counter() - started
 
 
-def make_writer(trainer: Any, generate: GenerateFunction) -> Writer | VLLMWriter:
-    """What the student writes with: `transformers`, or vLLM where that is asked for.
-
-    Args:
-        trainer: Its configuration, model, tokenizer and accelerator.
-        generate: TRL's function.
+def make_writer(trainer: Any) -> Writer | VLLMWriter:
+    """What a GKD trainer's student writes with: `transformers`, or vLLM where that is asked for.
 
     Raises:
         ValueError: If vLLM is asked for and not installed.
     """
     args, tokenizer = trainer.args, trainer.tokenizer
     if not args.use_vllm:
-        return transformers_writer(trainer, generate)
+        return transformers_writer(trainer)
     try:
         vllm = make_vllm(
             trainer.model,
@@ -251,23 +249,21 @@ def make_writer(trainer: Any, generate: GenerateFunction) -> Writer | VLLMWriter
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             tensor_parallel_size=args.vllm_tensor_parallel_size,
             max_model_length=args.max_length,
-            temperature=args.temperature,
-            max_completion_length=args.max_new_tokens,
+            temperature=trainer.temperature,
+            max_completion_length=trainer.generation_config.max_new_tokens,
         )
     except ImportError as error:
         raise ValueError(f"`use_vllm`: {error} Or leave use_vllm out: transformers writes then.") from None
     return VLLMWriter(vllm, tokenizer, trainer.shared_ids)
 
 
-def transformers_writer(trainer: Any, generate: GenerateFunction) -> Writer:
+def transformers_writer(trainer: Any) -> Writer:
     """A `Writer` with the trainer's settings."""
-    args = trainer.args
     return Writer(
         trainer.accelerator,
-        generate,
+        trainer.generate_on_policy_outputs,
         trainer.tokenizer,
-        temperature=args.temperature,
-        max_new_tokens=args.max_new_tokens,
+        lambda: trainer.generation_config,
         shared_ids=trainer.shared_ids,
-        seed=args.seed,
+        seed=trainer.args.seed,
     )
