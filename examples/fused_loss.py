@@ -16,10 +16,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_reasoning_distill import ReasoningFormat, fused_linear_distillation_loss, load_problems
-from trl_reasoning_distill.data.mixture import worked_rows
-from trl_reasoning_distill.data.tokenization import tokenize_example
-from trl_reasoning_distill.losses.fused import LinearTeacher
+from trl_reasoning_distill import (
+    LinearTeacher,
+    ReasoningFormat,
+    fused_linear_distillation_loss,
+    load_problems,
+    tokenize_example,
+    worked_rows,
+)
 
 MODELS = Path(__file__).resolve().parents[1] / "recipes" / "quickstart" / "models"
 KD_WEIGHT, TEMPERATURE = 1.0, 2.0

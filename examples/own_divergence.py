@@ -8,15 +8,15 @@ trainer's own forward KL. Only `kd_loss` is overridden: data, targets, α, metri
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
-from trl_reasoning_distill import ReasoningFormat, TopKDistillConfig, TopKDistillTrainer, load_problems
-from trl_reasoning_distill.data.files import write_jsonl
-from trl_reasoning_distill.data.mixture import worked_rows
-from trl_reasoning_distill.scripts import capture
+from trl_reasoning_distill import ReasoningFormat, TopKDistillConfig, TopKDistillTrainer, load_problems, worked_rows
 
 MODELS = Path(__file__).resolve().parents[1] / "recipes" / "quickstart" / "models"
 
@@ -41,16 +41,11 @@ class SkewedKLTrainer(TopKDistillTrainer):
 def main(folder: Path = Path("runs/examples/own_divergence"), problems: int = 64, steps: int = 30) -> SkewedKLTrainer:
     """Capture the teacher on a few worked problems, and distil; returns the trainer."""
     rows, _ = worked_rows(load_problems("synthetic_arithmetic", limit=problems), ReasoningFormat.preset("think"))
-    write_jsonl(folder / "rows" / "train.jsonl", rows)
-    capture.main(
-        [
-            "--teacher",
-            str(MODELS / "teacher"),
-            "--dataset",
-            str(folder / "rows"),
-            "--output_dir",
-            str(folder / "capture"),
-        ]
+    Dataset.from_list(rows).to_json(folder / "rows.jsonl")
+    command = [sys.executable, "-m", "trl_reasoning_distill.cli", "capture"]
+    options = {"teacher": MODELS / "teacher", "dataset": folder / "rows.jsonl", "output_dir": folder / "capture"}
+    subprocess.run(
+        [*command, *(word for name, value in options.items() for word in (f"--{name}", str(value)))], check=True
     )
     args = TopKDistillConfig(
         output_dir=str(folder / "trained"),

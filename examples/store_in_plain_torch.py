@@ -8,15 +8,15 @@ the records' numbers, `store.read(numbers)` the ids and log-probabilities, exact
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
-from trl_reasoning_distill import ReasoningFormat, TopKStore, load_problems, topk_divergence
-from trl_reasoning_distill.data.files import write_jsonl
-from trl_reasoning_distill.data.mixture import worked_rows
-from trl_reasoning_distill.scripts import capture
+from trl_reasoning_distill import ReasoningFormat, TopKStore, load_problems, topk_divergence, worked_rows
 
 TEACHER = Path(__file__).resolve().parents[1] / "recipes" / "quickstart" / "models" / "teacher"
 TEMPERATURE = 2.0
@@ -53,9 +53,11 @@ def distillation_loss(model: nn.Module, store: TopKStore, number: int) -> Tensor
 def main(folder: Path = Path("runs/examples/store"), problems: int = 64, epochs: int = 6) -> list[float]:
     """Capture, train, and return the mean loss of each epoch."""
     rows, _ = worked_rows(load_problems("synthetic_arithmetic", limit=problems), ReasoningFormat.preset("think"))
-    write_jsonl(folder / "rows" / "train.jsonl", rows)
-    capture.main(
-        ["--teacher", str(TEACHER), "--dataset", str(folder / "rows"), "--output_dir", str(folder / "capture")]
+    Dataset.from_list(rows).to_json(folder / "rows.jsonl")
+    command = [sys.executable, "-m", "trl_reasoning_distill.cli", "capture"]
+    options = {"teacher": TEACHER, "dataset": folder / "rows.jsonl", "output_dir": folder / "capture"}
+    subprocess.run(
+        [*command, *(word for name, value in options.items() for word in (f"--{name}", str(value)))], check=True
     )
 
     store = TopKStore.open(folder / "capture")

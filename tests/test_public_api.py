@@ -13,6 +13,9 @@ import pytest
 import trl_reasoning_distill
 
 PUBLIC = {
+    "AccuracyCallback",
+    "HeldOutProblem",
+    "LinearTeacher",
     "ReasoningFormat",
     "ReasoningSFTConfig",
     "ReasoningSFTTrainer",
@@ -21,15 +24,19 @@ PUBLIC = {
     "TopKGKDConfig",
     "TopKGKDTrainer",
     "TopKStore",
+    "TopKTargets",
     "align_store",
     "compare_models",
     "evaluate_models",
     "extract_answer",
     "fused_linear_distillation_loss",
+    "load_mixture",
     "load_problems",
+    "tokenize_example",
     "topk_divergence",
     "verify_answer",
     "verify_answers",
+    "worked_rows",
     "write_report",
 }
 

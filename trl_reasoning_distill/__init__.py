@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_reasoning_distill.data.formatting import ReasoningFormat
+    from trl_reasoning_distill.data.mixture import load_mixture, worked_rows
     from trl_reasoning_distill.data.sources import load_problems
+    from trl_reasoning_distill.data.tokenization import tokenize_example
     from trl_reasoning_distill.evaluation.compare import compare_models
     from trl_reasoning_distill.evaluation.evaluate import evaluate_models
     from trl_reasoning_distill.evaluation.report import write_report
-    from trl_reasoning_distill.losses.divergence import topk_divergence
-    from trl_reasoning_distill.losses.fused import fused_linear_distillation_loss
+    from trl_reasoning_distill.losses.divergence import TopKTargets, topk_divergence
+    from trl_reasoning_distill.losses.fused import LinearTeacher, fused_linear_distillation_loss
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.teacher.store.alignment import align_store
+    from trl_reasoning_distill.trainer.accuracy import AccuracyCallback, HeldOutProblem
     from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
     from trl_reasoning_distill.trainer.gkd.config import TopKGKDConfig
     from trl_reasoning_distill.trainer.gkd.trainer import TopKGKDTrainer
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from trl_reasoning_distill.verification.verify import verify_answer, verify_answers
 
 __all__ = [
+    "AccuracyCallback",
+    "HeldOutProblem",
+    "LinearTeacher",
     "ReasoningFormat",
     "ReasoningSFTConfig",
     "ReasoningSFTTrainer",
@@ -37,20 +43,27 @@ __all__ = [
     "TopKGKDConfig",
     "TopKGKDTrainer",
     "TopKStore",
+    "TopKTargets",
     "align_store",
     "compare_models",
     "evaluate_models",
     "extract_answer",
     "fused_linear_distillation_loss",
+    "load_mixture",
     "load_problems",
+    "tokenize_example",
     "topk_divergence",
     "verify_answer",
     "verify_answers",
+    "worked_rows",
     "write_report",
 ]
 
 # Where each public name lives, as the imports above have it for type checkers; a test compares the two.
 _HOMES = {
+    "AccuracyCallback": "trainer.accuracy",
+    "HeldOutProblem": "trainer.accuracy",
+    "LinearTeacher": "losses.fused",
     "ReasoningFormat": "data.formatting",
     "ReasoningSFTConfig": "trainer.config",
     "ReasoningSFTTrainer": "trainer.reasoning_sft",
@@ -59,15 +72,19 @@ _HOMES = {
     "TopKGKDConfig": "trainer.gkd.config",
     "TopKGKDTrainer": "trainer.gkd.trainer",
     "TopKStore": "teacher.store",
+    "TopKTargets": "losses.divergence",
     "align_store": "teacher.store.alignment",
     "compare_models": "evaluation.compare",
     "evaluate_models": "evaluation.evaluate",
     "extract_answer": "verification.extract",
     "fused_linear_distillation_loss": "losses.fused",
+    "load_mixture": "data.mixture",
     "load_problems": "data.sources",
+    "tokenize_example": "data.tokenization",
     "topk_divergence": "losses.divergence",
     "verify_answer": "verification.verify",
     "verify_answers": "verification.verify",
+    "worked_rows": "data.mixture",
     "write_report": "evaluation.report",
 }
 

@@ -92,6 +92,28 @@ def test_a_name_that_is_gone_is_found(tmp_path: Path) -> None:
     assert unknown_names(tmp_path) == ["README.md: kd_wait"]
 
 
+INNER_IMPORT = re.compile(r"^(?:from|import) trl_reasoning_distill\.\S+.*$", re.MULTILINE)
+
+
+def taught_inner_names(root: Path) -> list[str]:
+    """Imports on a page or in an example that are not of a public name, as `page: import`."""
+    files = [*_pages(root), *(root / "examples").glob("*.py")]
+    return [
+        f"{file.relative_to(root)}: {found}"
+        for file in files
+        for found in INNER_IMPORT.findall(file.read_text(encoding="utf-8"))
+    ]
+
+
+def test_pages_and_examples_teach_public_names(repository: Path) -> None:
+    assert taught_inner_names(repository) == []
+
+
+def test_an_inner_name_is_found(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("```python\nfrom trl_reasoning_distill.data.files import hash_path\n```\n")
+    assert taught_inner_names(tmp_path) == ["README.md: from trl_reasoning_distill.data.files import hash_path"]
+
+
 IMAGES = re.compile(r"\b(road|house|foretold|foretell|torment|in peace|rooms)\b", re.IGNORECASE)
 """Words that stood for a stage, the code, a prediction or a file's folder; the field's own words say it."""
 

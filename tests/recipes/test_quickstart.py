@@ -228,23 +228,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 student = AutoModelForCausalLM.from_pretrained("recipes/quickstart/models/student")
 student_tokenizer = AutoTokenizer.from_pretrained("recipes/quickstart/models/student")
 """
-CAPTURE_PREAMBLE = """
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained("recipes/quickstart/models/teacher")
-tokenizer = AutoTokenizer.from_pretrained("recipes/quickstart/models/teacher")
-rows = [{"prompt": [{"role": "user", "content": "1 + 1"}], "completion": [{"role": "assistant", "content": "2"}]}]
-"""
 PAGES: dict[str, str] = {
     "docs/concepts/alignment.md": ALIGNMENT_PREAMBLE,
     "docs/concepts/loss.md": LOSS_PREAMBLE,
-    "docs/concepts/reasoning-format.md": "",
     "docs/concepts/store-format.md": "",
-    "docs/stages/capture.md": CAPTURE_PREAMBLE,
     "docs/stages/data.md": "",
     "docs/stages/distill.md": "import math\nimport torch\nfrom trl_reasoning_distill import TopKDistillTrainer\n",
     "docs/stages/evaluate.md": "",
-    "docs/stages/generate.md": "",
-    "docs/stages/select.md": "",
     "docs/stages/sft.md": "",
 }
 """Pages with Python, and what stands before it when it runs; `verification.md` has tests of its own, and README's are above."""
