@@ -1,7 +1,9 @@
 """Worker processes that are killed and started anew when an item takes too long, too much memory, or crashes.
 
 Plain subprocesses and pipes, not `multiprocessing`: a forked child of a process with threads or CUDA is broken, and a spawned one
-runs the user's `__main__` again. So the pool works in trainers, threads, notebooks and unguarded scripts.
+runs the user's `__main__` again. So the pool works in trainers, threads, notebooks and unguarded scripts. (`pebble`, which also kills
+a worker that is late, starts its workers through `multiprocessing`, has no memory limit, and measures time by the clock, so a busy
+machine would change verdicts; here a limit is of computing time.)
 """
 
 from __future__ import annotations
