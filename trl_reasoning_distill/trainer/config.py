@@ -308,7 +308,7 @@ class StudentConfig(ModelConfig):
     lora_r: Count | None = option(None, "Rank of LoRA. Default: the preset's, or TRL's 16.")  # type: ignore[assignment]
     lora_alpha: int | None = option(None, "LoRA's alpha. Default: the preset's, or TRL's 32.")  # type: ignore[assignment]
     lora_dropout: Share | None = option(None, "LoRA's dropout. Default: the preset's, or TRL's 0.05.")  # type: ignore[assignment]
-    lora_preset: Annotated[str, OneOf(LORA_PRESETS)] | None = option(
+    lora_preset: Annotated[str, OneOf(tuple(LORA_PRESETS))] | None = option(
         None,
         "LoRA settings of a published recipe: cot_lora (r 8) or tinyllama (r 32). Implies use_peft; explicit keys win.",
     )
