@@ -203,7 +203,7 @@ def test_advice_is_as_specific_as_the_template_allows() -> None:
 
 WORDS = st.text(
     st.characters(codec="utf-8", exclude_characters="\0<>#\\", exclude_categories=["Co"]), min_size=1, max_size=30
-).filter(lambda text: any(character.isalnum() for character in text) and text.strip().lower() not in ("on", "off")  # Nemotron's switch)
+).filter(lambda text: any(character.isalnum() for character in text) and text.strip().lower() not in ("on", "off"))
 SHAPED = {
     "messages": lambda q, r, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"<think>\n{r}\n</think>\n\n{a}"}]},
     "parts": lambda q, r, a: {
