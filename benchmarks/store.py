@@ -69,16 +69,26 @@ def load_records(options: argparse.Namespace) -> TopKLogProbs:
             options.model, options.texts, 2048 if options.quick else 24_000, max(25, options.top_k)
         )
         if cache is not None:
-            np.savez(cache, ids=records.ids, log_probs=records.log_probs, log_sum_exp=records.log_sum_exp)
+            tails = {} if records.log_tail is None else {"log_tail": records.log_tail}
+            np.savez(cache, ids=records.ids, log_probs=records.log_probs, log_sum_exp=records.log_sum_exp, **tails)
     else:
         with np.load(cache) as arrays:
             log_sum_exp = arrays["log_sum_exp"]  # of a server at T = 1 alone
-            records = TopKLogProbs(arrays["ids"], arrays["log_probs"], log_sum_exp, (1.0, 2.0)[: log_sum_exp.shape[1]])
+            records = TopKLogProbs(
+                arrays["ids"],
+                arrays["log_probs"],
+                log_sum_exp,
+                (1.0, 2.0)[: log_sum_exp.shape[1]],
+                arrays.get("log_tail"),  # of version 0.1.0 none
+            )
+    is_kept = np.broadcast_to(np.arange(records.top_k) < options.top_k, records.ids.shape)
+    tails = [records.tail_outside(is_kept, temperature) for temperature in records.temperatures]
     return TopKLogProbs(
         np.ascontiguousarray(records.ids[:, : options.top_k]),
         np.ascontiguousarray(records.log_probs[:, : options.top_k]),
         records.log_sum_exp,
         records.temperatures,
+        None if records.log_tail is None else np.stack(tails, axis=1),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -38,6 +39,7 @@ class Arguments(Base):
     share: Share = option(0.5, "A share.")
     overlong: Literal["drop", "truncate"] | None = option("drop", "What happens.")
     divergence: Annotated[str, OneOf(TABLE)] = option("jsd", "Which.")
+    preset: Annotated[str, OneOf(MappingProxyType(TABLE))] | None = option(None, "None of them, or one.")
     names: list[str] = option(["all"], "Several.")
     models: NamedWords = option([], "Named.")
     columns: JsonMapping | None = option(None, "Mapping or JSON.")
@@ -71,6 +73,7 @@ def test_a_list_is_copied_for_each_instance() -> None:
         ({"overlong": "drp"}, r"`overlong='drp'`: must be one of 'drop', 'truncate'\. Did you mean 'drop'\?"),
         ({"overlong": 3}, r"must be one of 'drop', 'truncate', found int"),
         ({"divergence": "kl"}, r"must be one of 'forward_kl', 'jsd'"),
+        ({"preset": "jds"}, r"must be one of 'forward_kl', 'jsd'\. Did you mean 'jsd'\?"),
         ({"names": "all"}, r"must be a list of words, found str"),
         ({"names": [1]}, r"must be a list of words"),
         ({"columns": 3}, r"must be a mapping, found int"),

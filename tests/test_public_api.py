@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, trl_reasoning_distill; print({'torch', 'trl', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("old", "name"), [("teacher.engines", "make_engine"), ("trainer.topk_gkd", "TopKGKDTrainer")])
+def test_modules_by_their_names_in_0_1_0(old: str, name: str) -> None:
+    sys.modules.pop(f"trl_reasoning_distill.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"trl_reasoning_distill.{old} is now"):
+        assert hasattr(importlib.import_module(f"trl_reasoning_distill.{old}"), name)

@@ -54,7 +54,7 @@ class Bounds:
         return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a union hashes its parts, and a table may have no hash
 class OneOf:
     """The value is a name in a table, which may grow; for a fixed set write `Literal`."""
 

@@ -82,7 +82,7 @@ def test_generate_runs_once_and_a_dry_run_only_says_what_it_would_do(
 ) -> None:
     words = [
         *SYNTHETIC,
-        "--model",
+        "--teacher",
         str(model),
         "--num_samples",
         "2",
@@ -115,7 +115,7 @@ def test_generate_shows_examples_of_a_source_and_says_what_it_cost(
     )
     write_jsonl(tmp_path / "gsm8k" / "test.jsonl", [{"question": "2+2?", "answer": "2+2 = <<2+2=4>>4\n#### 4"}])
     words = [
-        "--model",
+        "--teacher",
         str(model),
         "--source",
         "gsm8k",

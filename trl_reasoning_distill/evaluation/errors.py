@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from trl_reasoning_distill.data.formatting import PRESETS
 from trl_reasoning_distill.data.schema import Prediction
 
 ERROR_KINDS = ("correct", "timed out", "undecided", "truncated", "no answer", "format", "arithmetic slip", "wrong plan")
@@ -36,7 +37,7 @@ _MAX_OPERANDS = 20
 _FLOAT_NOISE = Fraction(1, 10**12)
 _OPERATORS = {"+": "+", "-": "-", "−": "-", "–": "-", "*": "*", "×": "*", "·": "*", "x": "*", "/": "/", "÷": "/"}
 _LATEX_OPERATORS = {"times": "*", "cdot": "*", "div": "/"}
-_OPEN_TAG, _CLOSE_TAG = "<think>", "</think>"
+_OPEN_TAG, _CLOSE_TAG = PRESETS["think"].open_tag, PRESETS["think"].close_tag
 
 # No part of this pattern can match the same text in two ways, so it takes time linear in the text.
 _TOKEN = re.compile(

@@ -24,7 +24,7 @@ Outcome = Literal["better", "worse", "unclear"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Conclusion:
     """The answer to "did it work?".
 
     Attributes:
@@ -86,13 +86,13 @@ def describe_pair(pair: PairedDifference) -> str:
     return f"{title_of(pair)} ({measured}95 % interval {percent_interval(pair.ci95)}; {_evidence(pair)}."
 
 
-def find(comparison: Comparison) -> Finding:
+def find(comparison: Comparison) -> Conclusion:
     """The finding of a comparison: its headline pair, the gap to the teacher, and what limits both."""
     pair = comparison.headline
     if pair is None:
         (name, result), *_ = comparison.models.items()
         text = f"{label(name)} is right on {percent(result.accuracy)} (95 % interval {percent_interval(result.ci95)})"
-        return Finding(
+        return Conclusion(
             "unclear", _sentence(text), ("There is no second model to compare it with.", *_caveats(comparison))
         )
     first, second = (percent(comparison.models[name].accuracy) for name in (pair.first, pair.second))
@@ -100,7 +100,7 @@ def find(comparison: Comparison) -> Finding:
     sentences = [text + _evidence(pair) + "."]
     if not pair.is_significant:
         sentences.append(_what_unclear_means(pair))
-    return Finding(outcome_of(pair), title_of(pair), (*sentences, *_gap(comparison), *_caveats(comparison)))
+    return Conclusion(outcome_of(pair), title_of(pair), (*sentences, *_gap(comparison), *_caveats(comparison)))
 
 
 def result_line(comparison: Comparison, report: str) -> str:

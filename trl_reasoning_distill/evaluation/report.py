@@ -72,7 +72,9 @@ def write_page(path: Path, template: str, page: Mapping[str, Any]) -> None:
 
 
 def _printable(prediction: Prediction) -> Prediction:
-    texts = {name: findings.printable(text) for name, text in vars(prediction).items() if isinstance(text, str)}
+    texts: dict[str, Any] = {
+        name: findings.printable(text) for name, text in vars(prediction).items() if isinstance(text, str)
+    }
     return dataclasses.replace(prediction, **texts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from trl_reasoning_distill.data.formatting import ReasoningFormat
-from trl_reasoning_distill.data.published import SHAPES, Reading, check_shape
+from trl_reasoning_distill.data.published import Reading, check_shape
 from trl_reasoning_distill.data.row_sets import Rows, load_hub_rows, load_rows, normalize, number_rows, rows_file
 from trl_reasoning_distill.options import Bounds, Count, option
 from trl_reasoning_distill.processes import InterruptedBySignal
@@ -48,7 +48,8 @@ class TrainingDataArguments(TrainingStageArguments):
     dataset_split: str = option("train", "Split of the hub dataset.")
     data_shape: str = option(
         "auto",
-        f"Shape of the rows: {', '.join(SHAPES)}; auto looks at all of them; none takes only what needs no converting.",
+        "Shape of the rows, such as openthoughts, openr1_math, numinamath_qwq, s1k, alpaca, gsm8k, messages, prompt_completion; auto looks at all "
+        "of them; none takes only what needs no converting.",
     )
     generations_per_row: Count = option(
         1, "Correct generations taken of each row, where it holds several (openr1_math)."

@@ -222,11 +222,11 @@ def describe_disagreements(disagreements: Mapping[str, Mapping[str, Any]]) -> li
     for rules, kind in disagreements.items():
         lines.append(f"  {rules}: {kind['traces']} traces, {kind['correct']} right")
         taken, _, other = rules.partition(", not ")
-        for example in kind["examples"]:
-            lines.append(
-                f"    {example['problem_id']}/{example['sample']}: {taken} {example[taken]!r:.60}, {other} {example[other]!r:.60}, "
-                f"gold answer {example['gold_answer']!r:.60}"
-            )
+        lines += [
+            f"    {example['problem_id']}/{example['sample']}: {taken} {example[taken]!r:.60}, {other} {example[other]!r:.60}, "
+            f"gold answer {example['gold_answer']!r:.60}"
+            for example in kind["examples"]
+        ]
     return lines
 
 

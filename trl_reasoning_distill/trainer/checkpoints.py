@@ -44,7 +44,7 @@ _FIELDS = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that training must not go on from; the message says why and what to do."""
+    """A checkpoint that training must not go on from; the message gives the reason and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def changed_settings(checkpoint: Path, settings: Mapping[str, Any]) -> list[str]
     try:
         settings_then = dict(read_json(checkpoint / MANIFEST)["settings"])
         saved = {_NAMES_0_1.get(name, name): value for name, value in settings_then.items()}
-    except (OSError, ValueError, KeyError, TypeError):  # `find_problem` says so
+    except (OSError, ValueError, KeyError, TypeError):  # `find_problem` reports that
         return []
     now = json.loads(json.dumps(dict(settings)))
     return [
@@ -154,7 +154,7 @@ class CheckpointManifests(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make room for callbacks that the checkpoint knew nothing of: `Trainer` 5.23 stumbles over them at its next save."""
+        """Add callbacks that the checkpoint did not have: `Trainer` 5.23 fails on them at its next save."""
         known: Any = state.stateful_callbacks
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
@@ -267,7 +267,7 @@ class ResumableTrainer(Trainer):
         text = f"Training cannot go on from {path} as it began: {'; '.join(problems)}."
         if not may_differ:
             raise CheckpointError(f"{text} Restore what differs, or go on all the same with --allow_changed_resume.")
-        logger.warning("%s Going on all the same, as allow_changed_resume says.", text)
+        logger.warning("%s Going on all the same, as allow_changed_resume is set.", text)
         return found
 
 

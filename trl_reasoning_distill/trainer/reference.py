@@ -1,7 +1,7 @@
 """Where the reference distribution of the KL term comes from: the model as it was before training.
 
 With LoRA it is the same model with its adapter switched off, which costs one forward and no memory. Without, it is a frozen copy,
-sharded as the student is. Both are asked inside the student's forward (see `head.py`), on the same inputs, and give hidden states: the
+sharded as the student is. Both are run inside the student's forward (see `head.py`), on the same inputs, and give hidden states: the
 KL itself is computed tile by tile from those, so no rank ever holds tokens × vocabulary. The third kind, a Top-K store captured
 from the student before training, needs no model at all: `targets.py` reads it.
 """

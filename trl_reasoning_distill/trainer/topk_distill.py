@@ -1,6 +1,6 @@
 """`TopKDistillTrainer`: offline Top-K logit distillation, `L = L_SFT + α(step) · L_KD (+ kl_coef · L_ref)`.
 
-The teacher was asked once, by `capture`. Each supervised token carries the number of its record in the store (`kd_index`), through
+The teacher was scored once, by `capture`. Each supervised token carries the number of its record in the store (`kd_index`), through
 truncation, shuffling, packing and resumption; the collator reads the records, and the divergence is computed in the same pass over
 the LM head as the cross-entropy.
 """
@@ -47,7 +47,7 @@ class TopKDistillTrainer(ReasoningSFTTrainer):
         store: The teacher's records.
 
     Raises:
-        StoreError: If the store was not made for these tokens; it says what differs.
+        StoreError: If the store was not made for these tokens; the message names what differs.
         ValueError: If an argument cannot be honoured.
 
     Example:

@@ -133,7 +133,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A date, a time of the day, or both; what is not told is `None`."""
+    """A date, a time of the day, or both; what is not given is `None`."""
 
     year: int | None = None
     month: int | None = None

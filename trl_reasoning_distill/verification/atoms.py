@@ -73,6 +73,11 @@ class AtomReader:
         index = self.position + steps
         return self.tokens[index] if index < len(self.tokens) else END
 
+    @property
+    def operator(self) -> str:
+        """The operator that the token is, by its sign or its word; else its text, empty at the end."""
+        return OPERATOR_WORDS.get(self.token.text.lower(), self.token.text)
+
     def take(self, *texts: str) -> bool:
         """Step over a token if it is one of these."""
         if self.token.text in texts and self.token.kind != "end":
@@ -133,7 +138,7 @@ class AtomReader:
             if (text == "!" and self.ahead().text != "=") or text.lower() == "factorial":
                 self.position += 1
                 value = Call("!", (value,))
-            elif OPERATOR_WORDS.get(text.lower(), text) == "%":
+            elif self.operator == "%":
                 self.position += 1
                 value = Call("%", (value,))
             elif text == "^" and not (self.is_constant(value) and self.unit_here()):
@@ -547,7 +552,8 @@ class AtomReader:
         rows = [row for row in rows if row]
         if not rows:
             raise LeftOver(self.token)
-        if name in ("cases", "aligned", "align", "align*", "gathered"):
+        has_relations = any(isinstance(cell, Call) and cell.name.startswith("chain:") for row in rows for cell in row)
+        if has_relations or name in ("cases", "aligned", "align", "align*", "gathered"):
             return Call("list", tuple(cell for row in rows for cell in row))
         if name == "vmatrix":
             raise LeftOver(self.token)

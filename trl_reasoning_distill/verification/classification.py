@@ -199,7 +199,7 @@ def _list(args: Sequence[Expression], name: str) -> Answer:
 
 
 def _is_condition(arg: Expression, part: Answer) -> bool:
-    """`k \\in \\mathbb{Z}`: says of a parameter what it may be."""
+    """`k \\in \\mathbb{Z}`: the values that a parameter may have."""
     return (
         isinstance(part, Region)
         and part.operation == "in"
@@ -265,6 +265,7 @@ def _equalities(sides: list[Expression], relations: list[str]) -> Answer:
     if name is None and len(sides) > 2:
         name = next((found for side in reversed(sides[:-1]) if (found := name_of(side)) is not None), None)
     if name is not None:
+        written = right
         if (
             isinstance(left, Call)
             and left.name.startswith("f:")
@@ -280,7 +281,7 @@ def _equalities(sides: list[Expression], relations: list[str]) -> Answer:
             and len(value.parts) == len(left.args)
         ):
             return Named(tuple((name_of(arg) or "?", part) for arg, part in zip(left.args, value.parts, strict=True)))
-        return Assignment(name, value, (left, right))
+        return Assignment(name, value, (left, written))
     if not any(variables(side) for side in sides):
         return _arithmetic(sides)
     if len(sides) > 2:

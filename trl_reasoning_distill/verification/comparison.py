@@ -44,6 +44,7 @@ from trl_reasoning_distill.verification.expressions import (
     variables,
     walk,
 )
+from trl_reasoning_distill.verification.units import SINGLE_LETTERS, unit_named
 from trl_reasoning_distill.verification.values import UnknownValue, equal, exact_value, numeric_value
 
 DEFAULT_TOLERANCE = 1e-6
@@ -68,7 +69,7 @@ class Rules:
 def compare(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
     """Whether two readings are the same answer; gold's type decides."""
     if isinstance(answer, Assignment) and not isinstance(gold, Assignment | Named | Equation | Relation):
-        return compare(gold, answer.value, rules)  # a name that gold does not ask for
+        return compare(gold, _value_of(answer), rules)  # a name that gold does not ask for
     if isinstance(answer, Choice) and answer.text and not isinstance(gold, Choice):  # `(B) 5` is 5
         return any(compare(gold, reading, rules) for reading in _readings(answer.text)) or None
     if isinstance(answer, Several) and len(answer.parts) > 1 and _is_single(gold):  # one value, written twice
@@ -77,6 +78,11 @@ def compare(gold: Answer, answer: Answer, rules: Rules) -> Outcome:
         return _BY_TYPE[type(gold)](gold, answer, rules)
     except UnknownValue:
         return None
+
+
+def _value_of(assignment: Assignment) -> Answer:
+    """The value as written: that of `f(x) = x^2` is `x^2`."""
+    return Plain(assignment.sides[1]) if isinstance(assignment.value, Plain) else assignment.value
 
 
 def _is_single(gold: Answer) -> bool:
@@ -216,6 +222,8 @@ _ANY_NOUN = frozenset({"unit", "units", "square units", "cubic units", "sq units
 
 def _compare_quantity(gold: Quantity, answer: Answer, rules: Rules) -> Outcome:
     match answer:
+        case Plain(Call("*", (Number() as value, Symbol(name)))) if name in SINGLE_LETTERS:  # `2h`, beside a quantity
+            return _compare_quantity(gold, Quantity(value, unit_named(name)), rules)
         case Plain(value):
             if numbers_equal(gold.value, value, rules.tolerance):
                 return True
@@ -412,7 +420,7 @@ def _compare_assignment(gold: Assignment, answer: Answer, rules: Rules) -> Outco
         return all(name == gold.name for name, _ in answer.parts) and compare(
             gold.value, Several(tuple(value for _, value in answer.parts)), rules
         )
-    return compare(gold.value, answer, rules)
+    return compare(_value_of(gold), answer, rules)
 
 
 def _compare_equation(gold: Equation, answer: Answer, rules: Rules) -> Outcome:
@@ -482,13 +490,17 @@ def _with_one_parameter(family: Family) -> Family:
     ):
         return family
     names: dict[str, Expression] = {family.conditions[0].args[0].name: Symbol("·")}
-    values = tuple(
-        Plain(substitute(value.value, names)) if isinstance(value, Plain)
-        else Assignment(value.name, Plain(substitute(value.value.value, names)), value.sides) if isinstance(value, Assignment) and isinstance(value.value, Plain)
-        else value
-        for value in family.values
-    )  # fmt: skip
+    values = tuple(_renamed(value, names) for value in family.values)
     return Family(values, (substitute(family.conditions[0], names),))
+
+
+def _renamed(value: Answer, names: dict[str, Expression]) -> Answer:
+    if isinstance(value, Plain):
+        return Plain(substitute(value.value, names))
+    if isinstance(value, Assignment):
+        sides = (value.sides[0], substitute(value.sides[1], names))
+        return Assignment(value.name, _renamed(value.value, names), sides)
+    return value
 
 
 def _compare_base(gold: BaseNumeral, answer: Answer, rules: Rules) -> Outcome:
@@ -541,6 +553,10 @@ def _compare_statement(gold: Statement, answer: Answer, rules: Rules) -> Outcome
         return gold.kind == answer.kind
     if gold.kind == "reals":
         return _compare_region(Region("{R}", ()), answer, rules)
+    if gold.kind == "nothing" and isinstance(answer, Region):
+        from trl_reasoning_distill.verification.regions import region_of
+
+        return region_of(answer) == ()
     return False
 
 

@@ -48,9 +48,11 @@ from trl_reasoning_distill.verification.vocabulary import (
     CONJUNCTIONS,
     FUNCTIONS,
     NOT_NOUNS,
-    OPERATOR_WORDS,
     SCALES,
 )
+
+_SIGNS = {"+": "+", "-": "-", "\\pm": "±", "\\mp": "∓"}
+_AFTER_AMOUNTS = frozenset({*CLOSING, ",", ";", ".", ":", "&", "\\&", "\\newline", "\\land", "\\lor", "?"})
 
 
 class Parser(AtomReader):
@@ -117,7 +119,7 @@ class Parser(AtomReader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise LeftOver(self.token)
-        sides, relations = [self.side()], []
+        sides, relations = [self._label() or self.side()], []
         while (relation := self._relation()) is not None:
             relations.append(relation)
             sides.append(self.side())
@@ -129,6 +131,18 @@ class Parser(AtomReader):
         if relations == ["mod"]:
             return Call("congruent", (*sides, self._modulus()))
         return Call("chain:" + " ".join(relations), tuple(sides))
+
+    def _label(self) -> Expression | None:
+        """Words before an equals sign, `Area = 25`: a name."""
+        position = self.position
+        while self._at(position).kind == "run" and position - self.position < 4:
+            position += 1
+        words = [token.text.lower() for token in self.tokens[self.position : position]]
+        is_name = self._at(position).text == "=" and words and max(map(len, words)) > 3 and not NOT_NOUNS & set(words)
+        if not is_name:
+            return None
+        self.position = position
+        return Symbol(" ".join(words))
 
     def _relation(self) -> str | None:
         text = self.token.text
@@ -233,10 +247,10 @@ class Parser(AtomReader):
             found = read_unit(self.tokens, self.position)
             unit = first.unit
             assert unit is not None
-            if (
-                found is None and unit.dimension == (("s", 1),) and unit.factor == 3600 and self.token.kind == "end"
-            ):  # 1h30
-                found = unit_named("min"), self.position  # type: ignore[assignment]
+            minute = unit_named("min")
+            is_hour = minute is not None and unit.dimension == minute.dimension and unit.factor == 60 * minute.factor
+            if found is None and minute is not None and is_hour and self.token.kind == "end":  # 1h30
+                found = minute, self.position
             if found and found[0].dimension == unit.dimension and found[0].factor < unit.factor and not unit.offset:
                 self.position = found[1]
                 scaled = Call("*", (number, Number(found[0].factor / unit.factor)))
@@ -247,49 +261,33 @@ class Parser(AtomReader):
     def unit_here(self) -> tuple[Unit, int] | None:
         r"""The unit that stands here and ends the item, if it does: `5 m` is an amount, `5 m + 2` and `5m` are algebra."""
         token = self.token
-        if not (
-            token.kind == "run"
-            or token.text in ("^", "\\circ", "{", "/")
-            or token.text in CURRENCY_SIGNS
-            or token.text in OPERATOR_WORDS
-        ):
-            return None
-        if token.text == "/" or (token.text == "{" and self.ahead().kind != "run"):
+        may_begin = token.kind == "run" or token.text in ("^", "\\circ") or token.text in CURRENCY_SIGNS
+        if not (may_begin or (token.text == "{" and self.ahead().kind == "run")):
             return None
         found = read_unit(self.tokens, self.position)
-        if found is None:
+        if found is None or self._is_rather_a_variable(found[1]) or not self._ends_amount(found[1]):
             return None
-        unit, after = found
-        following = self.tokens[after] if after < len(self.tokens) else END
-        touches = not (token.is_spaced or token.is_quoted)
-        if touches and token.text in SINGLE_LETTERS and after == self.position + 1 and following.kind != "figure":
-            return None
-        if (
-            touches
-            and token.text in SINGLE_LETTERS
-            and not (self.ahead().text == "^" and token.text == "m")
-            and self.ahead().text != "/"
-            and following.kind != "figure"
-        ):
-            return None
-        if (
-            token.text in AMBIGUOUS
-            and following.kind not in ("end", "figure")
-            and following.text not in (",", "/", "^", ")", "and")
-        ):
-            return None
-        ends = (
-            following.kind in ("end", "figure")
-            or following.text in (*CLOSING, ",", ";", ".", ":", "&", "\\\\", "?")
-            or following.text in RELATIONS
-        )
-        if (
-            ends
-            or self._is_conjunction(following)
-            or (following.kind == "run" and (following.is_quoted or len(following.text) > 1))
-        ):
-            return unit, after
-        return None
+        return found
+
+    def _is_rather_a_variable(self, after: int) -> bool:
+        """Whether the unit up to `after` is one letter that touches its number: `5m`, but not `5 m`, `5m^2`, `5m/s` or `3h20`."""
+        token, following = self.token, self._at(after)
+        if token.is_spaced or token.is_quoted or token.text not in SINGLE_LETTERS or following.kind == "figure":
+            return False
+        has_more = self.ahead().text == "/" or (self.ahead().text == "^" and token.text == "m")
+        return after == self.position + 1 or not has_more
+
+    def _ends_amount(self, after: int) -> bool:
+        """Whether an amount can end before the token at `after`."""
+        following = self._at(after)
+        if self.token.text in AMBIGUOUS:
+            return following.kind in ("end", "figure") or following.text in (",", "/", "^", ")", "and")
+        if following.kind == "run":
+            return following.is_quoted or len(following.text) > 1 or self._is_conjunction(following)
+        return following.kind in ("end", "figure") or following.text in _AFTER_AMOUNTS or following.text in RELATIONS
+
+    def _at(self, index: int) -> Token:
+        return self.tokens[index] if index < len(self.tokens) else END
 
     def _noun(self, value: Expression) -> str:
         """The words behind a number, up to the end of the item: `apples left`; empty if anything else follows."""
@@ -300,14 +298,9 @@ class Parser(AtomReader):
         while position < len(self.tokens):
             token = self.tokens[position]
             text = token.text.lower()
-            if (
-                token.text in ("-", "'")
-                and words
-                and position + 1 < len(self.tokens)
-                and self.tokens[position + 1].kind == "run"
-                and not self.tokens[position + 1].is_spaced
-            ):
-                position += 1
+            following = self._at(position + 1)
+            if token.text in ("-", "'") and words and following.kind == "run" and not following.is_spaced:
+                position += 1  # `half-filled`
                 continue
             if token.kind != "run" or self._is_conjunction(token):
                 break
@@ -317,12 +310,8 @@ class Parser(AtomReader):
                 return ""
             words.append(text)
             position += 1
-        following = self.tokens[position] if position < len(self.tokens) else END
-        ends = (
-            following.kind == "end"
-            or following.text in (*CLOSING, ",", ";", ".", "&")
-            or self._is_conjunction(following)
-        )
+        following = self._at(position)
+        ends = following.kind == "end" or following.text in _AFTER_AMOUNTS or self._is_conjunction(following)
         if not words or not ends or len(words) > 8:
             return ""
         self.position = position
@@ -334,40 +323,30 @@ class Parser(AtomReader):
         if self.depth > MAX_DEPTH:
             raise LeftOver(self.token)
         left = self._signed()
-        while True:
-            text = OPERATOR_WORDS.get(self.token.text.lower(), self.token.text)
-            if text in ("+", "-", "\\pm", "\\mp") and self.token.kind != "end":
-                self.position += 1
-                left = Call({"\\pm": "±", "\\mp": "∓"}.get(text, text), (left, self._signed()))
-            else:
-                self.depth -= 1
-                return left
+        while (sign := self.operator) in _SIGNS:
+            self.position += 1
+            left = Call(_SIGNS[sign], (left, self._signed()))
+        self.depth -= 1
+        return left
 
     def _signed(self) -> Expression:
         signs: list[str] = []
-        while (sign := OPERATOR_WORDS.get(self.token.text.lower(), self.token.text)) in (
-            "+",
-            "-",
-            "\\pm",
-            "\\mp",
-        ) and self.token.kind != "end":
-            signs.append(sign)
-            self.position += 1
-            if len(signs) > 2:
+        while (sign := self.operator) in _SIGNS:
+            if len(signs) == 2:
                 raise LeftOver(self.token)
+            signs.append(_SIGNS[sign])
+            self.position += 1
         value = self.product()
         for sign in reversed(signs):
             if sign != "+":
-                value = Call({"-": "neg", "\\pm": "±", "\\mp": "∓"}[sign], (value,))
+                value = Call("neg" if sign == "-" else sign, (value,))
         return value
 
     def product(self) -> Expression:
         """Factors, with or without a sign between them; a division takes the one factor behind it."""
         left = self.factor()
         while True:
-            text = OPERATOR_WORDS.get(self.token.text.lower(), self.token.text)
-            if self.token.kind == "end":
-                return left
+            text = self.operator
             if text in ("*", "\\times", "\\cdot", "\\bullet"):
                 self.position += 1
                 left = Call("*", (left, self.signed_factor()))
@@ -384,7 +363,7 @@ class Parser(AtomReader):
             elif text in ("/", "\\div"):
                 self.position += 1
                 left = Call("/", (left, self.signed_factor()))
-            elif text.lower() == "choose":
+            elif text.lower() in ("choose", "\\choose"):
                 self.position += 1
                 left = Call("binom", (left, self.factor()))
             elif text.lower() in PART_WORDS and self.ahead().text == "of" and isinstance(left, Number):

@@ -113,7 +113,7 @@ BEFORE_A_NUMBER = re.compile(
     r"|(?:(?<![\w.,])-?[\d.,]{1,20} ?(?:or|oder|ou|или|或|或者|to|and|[:×^*/])[ ]{0,2}\Z)",
     re.IGNORECASE,
 )
-"""Words before a number that change what it says, or another number that is its alternative."""
+"""Words before a number that change its meaning, or another number that is its alternative."""
 BEHIND_A_NUMBER = re.compile(
     r"[ ]?(?:\\?%|percent\b|pct\b|!+(?=\s|[.,;)]|$)|factorial\b|squared\b|cubed\b|(?:dozen|hundred|thousand|million|billion|trillion)\b|π|\\pi|pi\b|[万亿千百]+|or (?:more|less|fewer|so)\b|°[CF]?|i\b|\^[{]?-?\d{1,4}[}]?)",
     re.IGNORECASE,

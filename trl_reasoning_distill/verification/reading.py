@@ -1,7 +1,7 @@
 r"""Reads an answer whole: `read("3 h 20 min")`.
 
 Statements (`no solution`), choices, dates and texts are recognized by their words; everything else by the grammar in `parsing.py`. A writing
-that can be two things (`3,4`; `C`; `(2, 5)`) has several readings. What nothing reads to its end has none, and `left_over` says what stood in the way.
+that can be two things (`3,4`; `C`; `(2, 5)`) has several readings. What nothing reads to its end has none, and `left_over` is what stood in the way.
 """
 
 from __future__ import annotations
@@ -250,9 +250,10 @@ def _phrases(text: str, left_over: str) -> tuple[list[Answer], str]:
         if all(end is not None for end in ends):
             return [Relation((ends[0], None, ends[1]), ("<", "<"))], left_over
         return [], left_over
-    lead = LEAD_IN.match(text)
-    if lead is not None and lead.end() and text[lead.end() :].strip():
-        inner = _read(text[lead.end() :])
+    unquoted = " ".join(text.replace('"', " ").split()) if text.startswith('"') else text
+    lead = LEAD_IN.match(unquoted)
+    if lead is not None and lead.end() and unquoted[lead.end() :].strip():
+        inner = _read(unquoted[lead.end() :])
         if inner.answers and not all(isinstance(answer, Text) for answer in inner.answers):
             return list(inner.answers), ""
         left_over = inner.left_over or left_over

@@ -49,7 +49,7 @@ _MACROS = {
     "\\overline": "\\bar", "\\textbackslash": "\\setminus", "\\textpercent": "\\%", "\\lnot": "\\neg", "\\N": "\\mathbb{N}", "\\Z": "\\mathbb{Z}", "\\R": "\\mathbb{R}", "\\Q": "\\mathbb{Q}", "\\C": "\\mathbb{C}",
 }  # fmt: skip
 _SPACING = re.compile(
-    r"\\(?:left|right)\.|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|middle|[bB]igg?[lrm]?|hfill|thinspace)(?![A-Za-z])|\\q?quad|\\[,;:>! \n]|\\hspace\*?\{[^{}]*\}|\\(?:v|h)?phantom\{[^{}]*\}|\\(?:no)?indent\b"
+    r"\\(?:text)?color\{[A-Za-z]*\}|\\(?:left|right)\.|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|left|right|middle|[bB]igg?[lrm]?|hfill|thinspace)(?![A-Za-z])|\\q?quad|\\[,;:>! \n]|\\hspace\*?\{[^{}]*\}|\\(?:v|h)?phantom\{[^{}]*\}|\\(?:no)?indent\b"
 )
 _FONTS = re.compile(
     r"\\(?:mathrm|mathbf|mathit|mathsf|mathtt|mathcal|mathscr|boldsymbol|bm|rm|bf|it|operatorname\*?)(?![A-Za-z]) ?"
@@ -58,6 +58,7 @@ _FONT_WORD = re.compile(_FONTS.pattern + r"\{([^{}\\]*[A-Za-z]{2,}[^{}\\]*)\}")
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|textup|emph|mbox|hbox)(?![A-Za-z]) ?\{([^{}]*)\}"
 )
+_ORDINAL = re.compile(r'(\d) ?\^ ?\{? ?"?(st|nd|rd|th)"? ?\}?')
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _MATH_MARKS = re.compile(r"\\[()\[\]](?![A-Za-z])|(?<!\\)\${2}|\\\\(?=[()\[\]])")
 _MATH_DOLLARS = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])*)\$")
@@ -116,6 +117,7 @@ def normalize(text: str) -> str:
     text = _FONTS.sub("", _FONT_WORD.sub(r' "\1" ', text))
     while (replaced := _TEXT.sub(r' "\1" ', text)) != text:
         text = replaced
+    text = _ORDINAL.sub(r'\1 "\2"', text)
     text = _SPACING.sub(" ", text.replace("~", " "))
     text = _COMMAND.sub(lambda match: _MACROS.get(match[0], match[0]), text)
     text = (

@@ -1,7 +1,7 @@
 r"""Units of measure: what they measure, and how many of the base unit they are.
 
-A table of our own, because pint takes 0.6 s to import and 100 µs for each unit, reads `apples` as an error and `min` as it likes, and knows neither
-"Stunden" nor "千米". Factors are exact, so that `3 h 20 min` is 200 min and nothing else.
+A table of our own: pint builds its registry at each start, and knows neither "Stunden" nor "千米" nor how to tell a unit from a noun or a variable. Factors
+are exact, so that `3 h 20 min` is 200 min and nothing else.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ class Unit:
     offset: Fraction = Fraction(0)
 
 
-_Table = dict[str, tuple[Fraction, str, Fraction]]
-_UNITS: _Table = {}
+_UNITS: dict[str, tuple[Fraction, Dimension, Fraction]] = {}
+_DIMENSIONS: dict[str, Dimension] = {"litre": (("m", 3),), "area": (("m", 2),), "W": (("J", 1), ("s", -1))}
+"""Bases that are made of others."""
 
 
 def _add(base: str, factor: str | int | Fraction, words: str, offset: Fraction = Fraction(0)) -> None:
+    """Enter a unit under all its names; `_` stands for a space."""
     for word in words.split():
-        _UNITS[word.replace("_", " ")] = (Fraction(factor), base, offset)
+        _UNITS[word.replace("_", " ")] = (Fraction(factor), _DIMENSIONS.get(base, ((base, 1),)), offset)
 
 
 def _add_si(base: str, factor: str | Fraction, symbol: str, words: str, cjk: str = "") -> None:
@@ -65,8 +67,8 @@ def _add_si(base: str, factor: str | Fraction, symbol: str, words: str, cjk: str
 _add_si("m", "1", "m", "meter metre mètre metro метр метра метров", "米")
 _add_si("g", "1", "g", "gram gramme gramm gramo grama грамм грамма граммов", "克")
 _add_si("s", "1", "s", "second seconde sekunde segundo секунда секунды секунд", "秒")
-_add_si("l", "1", "L", "liter litre litro литр литра литров", "升")
-_add_si("l", "1", "l", "")
+_add_si("litre", "1/1000", "L", "liter litre litro литр литра литров", "升")
+_add_si("litre", "1/1000", "l", "")
 _add_si("W", "1", "W", "watt", "瓦")
 _add_si("J", "1", "J", "joule", "焦")
 _add_si("V", "1", "V", "volt", "伏")
@@ -102,13 +104,12 @@ _add("month", 1, "month months mois Monat Monate Monaten mes meses месяц м
 _add("month", 12, "yr yrs year years an ans année années Jahr Jahre Jahren año años ano anos год года лет 年")
 _add("month", 120, "decade decades")
 _add("month", 1200, "century centuries")
-_add("l", "473176473/125000000", "gal gallon gallons 加仑")
-_add("l", "473176473/500000000", "qt quart quarts")
-_add("l", "473176473/1000000000", "pt pint pints")
-_add("l", "473176473/2000000000", "cup cups")
-_add("l", 1, "л リットル")
-_add("l", "1/1000", "cc мл")
-_add("ha", 1, "")
+_add("litre", "473176473/125000000000", "gal gallon gallons 加仑")
+_add("litre", "473176473/500000000000", "qt quart quarts")
+_add("litre", "473176473/1000000000000", "pt pint pints")
+_add("litre", "473176473/2000000000000", "cup cups")
+_add("litre", "1/1000", "л リットル")
+_add("litre", "1/1000000", "cc мл")
 _add("$", 1, "$ dollar dollars USD US$ bucks buck 美元 доллар доллара долларов Dollar ドル")
 _add("$", "1/100", "cent cents ¢ 美分 penny pennies")
 _add("€", 1, "€ euro euros EUR Euro 欧元 евро")
@@ -150,21 +151,15 @@ _add(
 _add("J", "4184/1000", "cal calorie calories")
 _add("J", 4184, "kcal kilocalorie kilocalories 千卡")
 _add("J", 3600000, "kWh")
-_add("mph", 1, "")
 
 _COMPOSED = {  # name: the units it stands for
     "mph": (("mi", 1), ("h", -1)), "kph": (("km", 1), ("h", -1)), "kmh": (("km", 1), ("h", -1)), "kmph": (("km", 1), ("h", -1)), "mpg": (("mi", 1), ("gal", -1)), "fps": (("ft", 1), ("s", -1)),
-    "rpm": (("turn", 1), ("min", -1)), "bps": (("bit", 1), ("s", -1)), "Mbps": (("Mbit", 1), ("s", -1)), "Gbps": (("Gbit", 1), ("s", -1)), "kbps": (("kbit", 1), ("s", -1)), "公顷": (("hm", 2),),
-    "ha": (("hm", 2),), "hectare": (("hm", 2),), "hectares": (("hm", 2),), "are": (("dam", 2),), "acre": (("acre", 1),), "acres": (("acre", 1),), "亩": (("mu", 1),), "км/ч": (("km", 1), ("h", -1)),
+    "rpm": (("turn", 1), ("min", -1)), "bps": (("bit", 1), ("s", -1)), "Mbps": (("Mbit", 1), ("s", -1)), "Gbps": (("Gbit", 1), ("s", -1)), "kbps": (("kbit", 1), ("s", -1)), "км/ч": (("km", 1), ("h", -1)),
     "千米每小时": (("km", 1), ("h", -1)), "米每秒": (("m", 1), ("s", -1)), "公里每小时": (("km", 1), ("h", -1)),
 }  # fmt: skip
-_add("m", 100, "hm")
-_add("m", 10, "dam")
-_add("acre", 1, "acre")
-_add("mu", 1, "mu_")
-for _word in ("ha", "mph", "mu "):
-    _UNITS.pop(_word, None)
-_add("mu", 1, "mu")
+_add("area", 10000, "ha hectare hectares 公顷")
+_add("area", "40468564224/10000000", "acre acres 英亩")
+_add("area", "2000/3", "亩")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3, "quadrat": 2, "kubik": 3}
 _POWERS_AFTER = {
     "squared": 2,
@@ -181,15 +176,8 @@ _POWERS_AFTER = {
     "cubes": 3,
 }
 _PER = frozenset({"per", "/", "par", "por", "pro", "each", "每", "в"})
-_LITRE = {
-    "l": ("m", 3, Fraction(1, 1000)),
-    "ha": ("m", 2, Fraction(10000)),
-    "acre": ("m", 2, Fraction("4046.8564224")),
-    "mu": ("m", 2, Fraction(2000, 3)),
-    "W": ("J", 1, Fraction(1)),
-}
 SINGLE_LETTERS = frozenset(name for name in _UNITS if len(name) == 1 and name.isascii() and name.isalpha())
-AMBIGUOUS = frozenset({"in", "an", "are", "pro", "second", "par", "cube", "d", "mes", "min", "mu"})
+AMBIGUOUS = frozenset({"in", "an", "are", "pro", "second", "par", "cube", "d", "mes", "min"})
 """Words that are units only behind a number, and otherwise other words."""
 CURRENCY_SIGNS = frozenset("$€£¥₹₽")
 
@@ -212,11 +200,7 @@ def _simple(name: str) -> Unit | None:
     found = _UNITS.get(name) or (_UNITS.get(name.lower()) if len(name) > 3 else None)
     if found is None:
         return None
-    factor, base, offset = found
-    if base in _LITRE:
-        base, power, times = _LITRE[base]
-        return Unit(name, factor * times, ((base, power),) if base != "J" else (("J", 1), ("s", -1)), offset)
-    return Unit(name, factor, ((base, 1),), offset)
+    return Unit(name, *found)
 
 
 def _raise(unit: Unit, power: int, name: str) -> Unit:

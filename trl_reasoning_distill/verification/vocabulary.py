@@ -64,7 +64,7 @@ NOT_NOUNS = frozenset(
     isn't wrong incorrect false oder und nicht kein pas ou et ni no o ninguno não nem не или и нет больше меньше не不 或 和 不 of for in with out at as because since while
     one two three four five six seven eight nine ten eleven twelve""".split()
 ) - {"more", "less", "fewer", "both", "third", "thirds", "quarter", "quarters", "up", "down", "times", "no", "o"}
-"""Words that no noun phrase behind a number may hold: they change what the number says."""
+"""Words that no noun phrase behind a number may hold: they change the number's meaning."""
 
 NOT_ALGEBRA = NOT_NOUNS | frozenset(
     "per the is are was has had its our his her all any who why how yes you she he we it to us me my an".split()

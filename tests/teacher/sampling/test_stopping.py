@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_reasoning_distill.data.files import read_jsonl
 from trl_reasoning_distill.data.formatting import PRESETS, ReasoningFormat
 from trl_reasoning_distill.teacher.sampling import GenerationOutput
 from trl_reasoning_distill.teacher.sampling.stopping import end_completion
@@ -75,6 +77,18 @@ def test_stop_strings_of_ones_own_take_the_place_of_the_rule() -> None:
     assert ended(text, stop=("END", "\nQ")).text == "5"
     assert ended(text, stop=("END",)).text == "5\nQuestion: 3+4?"
     assert ended("5", reason="length", stop=("END",)).finish_reason == "length"
+
+
+def test_published_answers_are_whole_and_end_before_the_next_question(shared_data: Path) -> None:
+    """GSM8K's own solutions, and 5,276 answers of GPT-3 models: none is cut; each followed by another is cut there."""
+    solved = list(read_jsonl(shared_data / "gsm8k" / "test.jsonl"))
+    for row, following in zip(solved, [*solved[1:], solved[0]], strict=True):
+        assert ended(row["answer"]).text == row["answer"]
+        for join in ("\n\nQuestion: {}\nAnswer: ", "\n\n{}\n"):
+            run_on = row["answer"] + join.format(following["question"]) + following["answer"]
+            assert ended(run_on, reason="length").text == row["answer"]
+    for row in read_jsonl(shared_data / "model_outputs" / "openai_gpt3_gsm8k.jsonl"):
+        assert ended(row["response"], "plain").text == row["response"]
 
 
 @given(

@@ -18,7 +18,6 @@ from trl_reasoning_distill.teacher.sampling.base import (
     GenerationRequest,
     SamplingConfig,
     in_chunks,
-    is_opened,
     restore_open_tag,
     sample_seed,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "SamplingConfig",
     "ServerOptions",
     "in_chunks",
-    "is_opened",
     "make_engine",
     "restore_open_tag",
     "sample_seed",

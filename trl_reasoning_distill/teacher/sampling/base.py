@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from trl_reasoning_distill.data.formatting import PRESETS
 from trl_reasoning_distill.data.schema import FinishReason
 
 T = TypeVar("T")
-_OPEN_TAG, _CLOSE_TAG = "<think>", "</think>"
+THINK = PRESETS["think"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +120,10 @@ def restore_open_tag(text: str, *, opened: bool = False) -> str:
         text: The completion.
         opened: Whether the prompt is known to end with the tag; a server does not report it, but a lone `</think>` shows it.
     """
-    closes_first = _CLOSE_TAG in text and _OPEN_TAG not in text[: text.index(_CLOSE_TAG)]
-    if (opened or closes_first) and not text.lstrip().startswith(_OPEN_TAG):
-        return f"{_OPEN_TAG}\n{text.lstrip()}"
+    closes_first = THINK.close_tag in text and THINK.open_tag not in text[: text.index(THINK.close_tag)]
+    if (opened or closes_first) and not text.lstrip().startswith(THINK.open_tag):
+        return f"{THINK.open_tag}\n{text.lstrip()}"
     return text
-
-
-def is_opened(prompt: str) -> bool:
-    """Whether a rendered prompt ends with an open `<think>`, as DeepSeek-R1's and QwQ's templates do."""
-    return prompt.rstrip().endswith(_OPEN_TAG)
 
 
 def in_chunks(items: Iterator[T], size: int = 128, seconds: float = 5.0) -> Iterator[list[T]]:

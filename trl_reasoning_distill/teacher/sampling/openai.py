@@ -8,6 +8,7 @@ from typing import Any
 
 from trl_reasoning_distill.data.schema import FinishReason
 from trl_reasoning_distill.teacher.sampling.base import (
+    THINK,
     GenerationOutput,
     GenerationRequest,
     SamplingConfig,
@@ -203,12 +204,12 @@ def _text_of(message: Mapping[str, Any], *, is_cut: bool = False) -> str:
     text = "".join(_plain(part) for part in parts if part not in thoughts) or _plain(message.get("refusal"))
     own_fields = ("reasoning_content", "reasoning", "reasoning_details")
     reasoning = _plain(thoughts) or next((found for name in own_fields if (found := _plain(message.get(name)))), "")
-    reasoning = reasoning.strip().removeprefix("<think>").removesuffix("</think>").strip()
-    if not reasoning or "</think>" in text:
+    reasoning = reasoning.strip().removeprefix(THINK.open_tag).removesuffix(THINK.close_tag).strip()
+    if not reasoning or THINK.close_tag in text:
         return restore_open_tag(text)
     if is_cut and not text.strip():
-        return f"<think>\n{reasoning}"
-    return f"<think>\n{reasoning}\n</think>\n\n{text.lstrip()}"
+        return f"{THINK.open_tag}\n{reasoning}"
+    return f"{THINK.open_tag}\n{reasoning}\n{THINK.close_tag}{THINK.gap}{text.lstrip()}"
 
 
 def _is_thought(part: Mapping[str, Any]) -> bool:

@@ -27,10 +27,10 @@ from trl_reasoning_distill.extras import require_extra
 from trl_reasoning_distill.hub import context_length, load_tokenizer
 from trl_reasoning_distill.processes import launch_state
 from trl_reasoning_distill.teacher.sampling.base import (
+    THINK,
     GenerationOutput,
     GenerationRequest,
     SamplingConfig,
-    is_opened,
     restore_open_tag,
 )
 from trl_reasoning_distill.teacher.sampling.parameters import ChosenTokens, SeededSampler
@@ -178,7 +178,7 @@ class TransformersEngine:
             text = self.render_prompt(request.messages)
             ids = encode_prompt(self.tokenizer, request.messages, **self.chat_template_kwargs)
             left = sampling.max_new_tokens if self.context_length is None else self.context_length - len(ids)
-            prompts.append(_Prompt(request, ids, min(sampling.max_new_tokens, left), is_opened(text)))
+            prompts.append(_Prompt(request, ids, min(sampling.max_new_tokens, left), THINK.is_opened_by(text)))
         return sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True)
 
     def _batches(self, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:

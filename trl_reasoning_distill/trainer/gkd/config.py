@@ -64,7 +64,7 @@ class TopKGKDConfig(TeacherContextOptions, ReasoningSFTConfig, GKDConfig):
     teacher_server_url: str | None = option(
         None,
         "Base URL of an OpenAI-compatible server with prompt log-probabilities that serves teacher_model_name_or_path: the teacher is "
-        "asked there and not loaded.",
+        "scored there and not loaded.",
     )
     teacher_tokenizer: str | None = option(None, "Tokenizer of the teacher, where it is not saved with the model.")
     teacher_quantization: Literal["4bit", "8bit"] | None = option(

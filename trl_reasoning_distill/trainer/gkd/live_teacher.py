@@ -87,8 +87,8 @@ def load_teacher_tokenizer(args: Any, teacher: Any, student: Any, student_rows: 
     config = getattr(teacher, "config", None)
     name = named or (args.teacher_model_name_or_path if teacher is None else getattr(config, "name_or_path", ""))
     advice = (
-        "It is needed to know which ids teacher and student share: pass it to the trainer, or name it with "
-        "the option teacher_tokenizer."
+        "It is needed to know which ids teacher and student share: pass it as teacher_tokenizer, or name it with "
+        "the option of that name."
     )
     try:
         if not name:

@@ -1,4 +1,4 @@
-"""What the student wrote and what the teacher said of it, kept as a Top-K store for offline runs to come.
+"""The student's completions and the teacher's log-probabilities for them, kept as a Top-K store for later offline runs.
 
 Each rank writes what it has at every checkpoint, as a small store of its own; at the end the main process appends them all, in order, to
 `store/`. So a run that is killed and resumed holds each completion once, and one folder can collect over several runs.
@@ -76,7 +76,7 @@ class RolloutStore(TrainerCallback):
             input_ids: `(batch, length)`, padded on the right.
             attention_mask: The same shape.
             labels: The same shape.
-            targets: What the teacher says of `labels[:, 1:]`, flat.
+            targets: The teacher's distributions for `labels[:, 1:]`, flat.
         """
         asked = is_supervised(labels[:, 1:])
         records = records_of(targets, asked.flatten(), self.top_k, self.temperatures)
@@ -167,7 +167,7 @@ def make_rollout_store(trainer: Any, path: str) -> RolloutStore:
 def records_of(
     targets: LinearTeacher | TopKTargets, asked: Tensor, top_k: int, temperatures: Sequence[float]
 ) -> TopKLogProbs:
-    """The teacher's records of the asked tokens `(tokens,)`, in order."""
+    """The teacher's records of the tokens that are `asked` `(tokens,)`, in order."""
     if isinstance(targets, TopKTargets):
         kept = targets[asked.nonzero()[:, 0]]
         ids, log_probs = kept.ids[:, :top_k].cpu(), kept.log_probs[:, :top_k].float().cpu()
