@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.trainer import tiny
@@ -203,7 +203,7 @@ def test_advice_is_as_specific_as_the_template_allows() -> None:
 
 WORDS = st.text(
     st.characters(codec="utf-8", exclude_characters="\0<>#\\", exclude_categories=["Co"]), min_size=1, max_size=30
-).filter(lambda text: any(character.isalnum() for character in text))
+).filter(lambda text: any(character.isalnum() for character in text) and text.strip().lower() not in ("on", "off"))
 SHAPED = {
     "messages": lambda q, r, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"<think>\n{r}\n</think>\n\n{a}"}]},
     "parts": lambda q, r, a: {
@@ -251,7 +251,7 @@ def check_round_trip(
     assert squeezed(question) in squeezed(prompt)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from(sorted(KEEPING)),
     shape=st.sampled_from(sorted(SHAPED)),
@@ -267,7 +267,7 @@ REAL = ("Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "HuggingFaceTB-SmolLM3-3B
 REAL_DELETING = ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from((*REAL, *REAL_DELETING)),
     shape=st.sampled_from(sorted(SHAPED)),
@@ -288,7 +288,7 @@ def test_round_trip_through_real_templates(
     assert damage is not None, "the thought is gone"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), question=WORDS, reasoning=WORDS, answer=WORDS)
 def test_changed_tokens_are_noticed(
     tokenizer: Any, data: st.DataObject, question: str, reasoning: str, answer: str

@@ -43,7 +43,7 @@ OPEN_THOUGHTS = ReasoningFormat("openthoughts", "<|begin_of_thought|>", "<|end_o
 _SOLUTION_TAGS = ("<|begin_of_solution|>", "<|end_of_solution|>")
 _QWQ_HEADING = "**Final Answer**"
 _MARKED_LINE = re.compile(rf"(?:^|\n){ANSWER_MARK} ?\S[^\n]*\s*\Z")
-_SWITCHES = ("on", "off", "true", "false", "yes", "no")
+_SWITCHES = ("on", "off")
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "instruction", "query", "input")
 REASONING_COLUMNS = (*REASONING_FIELDS, "rationale", "chain_of_thought", "cot", "complex_cot")
