@@ -330,11 +330,11 @@ def save_final_model(trainer: ReasoningSFTTrainer, path: Path) -> None:
 
 def summarize(trainer: ReasoningSFTTrainer) -> tuple[dict[str, int | float], str]:
     """What the manifest counts, and the stage's line: how much was trained, and where the losses began and ended."""
-    history, report = trainer.state.log_history, trainer.reports["train"]
-    counts: dict[str, int | float] = {
-        "steps": trainer.state.global_step,
-        "rows": report.rows,
-        "overlong_rows": report.overlong,
+    history, report = trainer.state.log_history, trainer.reports.get("train")  # none with skip_prepare_dataset
+    counts: dict[str, int | float] = {"steps": trainer.state.global_step}
+    if report is not None:
+        counts |= {"rows": report.rows, "overlong_rows": report.overlong}
+    counts |= {
         "supervised_tokens_seen": trainer.supervised_tokens_seen,
         "tokens_seen": trainer.token_count.tokens,
     }
