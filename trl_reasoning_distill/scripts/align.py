@@ -2,10 +2,9 @@
 
     trl-distill align --store runs/x/capture --student Qwen/Qwen2.5-0.5B-Instruct --output_dir runs/x/align
 
-The teacher's ids become the student's: tokens of the same bytes, special tokens by their role. What the student does not have is
-dropped from the records, and its mass stays in the tail. Between different tokenizers a token gets a record only where teacher and
-student both have a token over the same bytes of the same text; `docs/concepts/alignment.md` has the shares that are kept for
-common pairs. For one tokenizer with a padded embedding (Qwen2.5 7B and 0.5B) nothing is lost.
+Between different tokenizers the teacher's distributions over its tokens become distributions over the student's, given the same bytes,
+for one temperature; `docs/concepts/alignment.md` has the maths and what is kept for common pairs. For one tokenizer the ids become
+the student's, what it does not have is left to the tail, and nothing is lost where an embedding is padded (Qwen2.5 7B and 0.5B).
 
 Writes `output_dir/store`; then `distill` with `teacher_logits: output_dir`.
 """
@@ -40,6 +39,12 @@ class AlignArguments(StageArguments):
     top_k: int | None = field(
         default=None, metadata={"help": "Tokens kept per position. Default: as many as the store has."}
     )
+    temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Between different tokenizers: the kd_temperature to train at, one that the store has. Default: the highest of these."
+        },
+    )
     chat_template_path: str | None = field(
         default=None,
         metadata={"help": "Chat template to use instead of the student's: a .jinja file, or a model with one."},
@@ -73,6 +78,7 @@ def main(args: list[str] | None = None) -> None:
     from trl_reasoning_distill.hub import load_tokenizer
     from trl_reasoning_distill.teacher.store import TopKStore
     from trl_reasoning_distill.teacher.store.alignment import align_store
+    from trl_reasoning_distill.teacher.store.coverage import describe_coverage
 
     store = TopKStore.open(options.store)
     teacher_name = options.teacher_tokenizer or store.tokenizer_name
@@ -86,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
     teacher = load_tokenizer(teacher_name, trust_remote_code=trust)
     vocab_size = _vocab_size(options)
     if options.dry_run:
-        _print_plan(store, teacher, student, vocab_size)
+        _print_plan(store, teacher, student, vocab_size, options)
         return
     with StageRun(
         "align",
@@ -106,14 +112,17 @@ def main(args: list[str] | None = None) -> None:
             output,
             teacher_tokenizer=teacher,
             top_k=options.top_k,
+            temperature=options.temperature,
             student_vocab_size=vocab_size,
             progress=True,
         )
         result = (
             f"{report.kept_positions:,} of {report.positions:,} positions kept ({report.kept_share:.1%}) · "
             f"{report.kept_mass:.4f} of {report.teacher_mass:.4f} Top-{store.top_k} mass kept there · "
-            f"{report.mapped_ids:,} of {report.teacher_ids:,} ids have a twin"
+            f"{report.mapped_ids:,} of {report.teacher_ids:,} ids have a twin · "
+            f"for temperatures {', '.join(f'{t:g}' for t in report.temperatures)}"
         )
+        print(describe_coverage(report.coverage))
         run.finish({"positions": report.positions, "kept_positions": report.kept_positions}, result)
         print(f"align: {result}")
 
@@ -127,28 +136,30 @@ def _vocab_size(options: AlignArguments) -> int | None:
     return None if config is None else config.get_text_config().vocab_size
 
 
-def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | None) -> None:
-    """How much the two vocabularies share, how much of the first rows' positions, and two rows with those that get a record marked."""
-    import numpy as np
-
+def _print_plan(store: TopKStore, teacher: Any, student: Any, vocab_size: int | None, options: AlignArguments) -> None:
+    """What is kept of the first rows, by class of token, and two rows with the positions that get a record marked."""
     from trl_reasoning_distill.data.examples import describe_examples
     from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, supervised_positions
     from trl_reasoning_distill.scripts.planning import EXAMPLES
-    from trl_reasoning_distill.teacher.store.alignment import RowAligner
+    from trl_reasoning_distill.teacher.records import MISSING_ID
+    from trl_reasoning_distill.teacher.store.alignment import StoreAligner
+    from trl_reasoning_distill.teacher.store.coverage import describe_coverage
 
-    aligner = RowAligner(teacher, student, store.fingerprint, vocab_size)
-    rows = [aligner.align(store.row(i), store.example(i)) for i in range(min(100, store.rows))]
-    has_record = [sources >= 0 for _, _, sources in rows]
-    counts = aligner.id_counts()
+    aligner = StoreAligner(store, student, teacher, vocab_size, options.top_k, options.temperature)
+    rows = list(aligner.rows(range(min(100, store.rows))))
+    report = aligner.report()
     print(
-        f"align: {counts['mapped_ids']:,} of {counts['teacher_ids']:,} teacher ids have a twin; "
-        f"{np.mean(np.concatenate(has_record)):.1%} of the supervised positions of the first {len(rows)} of {store.rows:,} rows would have a record"
+        f"align: {report.mapped_ids:,} of {report.teacher_ids:,} teacher ids have a twin; {report.kept_share:.1%} of the supervised "
+        f"positions of the first {len(rows)} of {store.rows:,} rows would have a record, "
+        f"for temperatures {', '.join(f'{t:g}' for t in report.temperatures)}"
     )
+    print(describe_coverage(report.coverage))
     examples = []
-    for (ids, labels, _), kept in zip(rows[:EXAMPLES], has_record, strict=False):
-        supervised = supervised_positions(labels)
-        recorded = {t for t, has in zip(supervised, kept, strict=True) if has}
-        examples.append({"input_ids": ids, "labels": [i if t in recorded else IGNORE_INDEX for t, i in enumerate(ids)]})
+    for row in rows[:EXAMPLES]:
+        has_record = row.records.ids[:, 0] != MISSING_ID
+        recorded = {t for t, has in zip(supervised_positions(row.labels), has_record, strict=True) if has}
+        labels = [i if t in recorded else IGNORE_INDEX for t, i in enumerate(row.input_ids)]
+        examples.append({"input_ids": list(row.input_ids), "labels": labels})
     print(describe_examples(examples, student))
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs
+from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs, base_column
 
 Encoding = Literal["compact", "lossless"]
 ENCODINGS: tuple[Encoding, ...] = ("compact", "lossless")
@@ -130,8 +130,8 @@ def decode_block(
 
 
 def _further(temperatures: Sequence[float]) -> list[int]:
-    """The columns of all temperatures but 1, whose log-sum-exp is 0."""
-    return [column for column, temperature in enumerate(temperatures) if temperature != 1.0]
+    """The columns of all temperatures but that of the log-probs, whose log-sum-exp is 0."""
+    return [column for column in range(len(temperatures)) if column != base_column(temperatures)]
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------------------
