@@ -17,6 +17,7 @@ from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, t
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store import StoredRow, StoreError, TopKStore, TopKStoreWriter
 from trl_reasoning_distill.teacher.store.alignment import align_store, move_records
+from trl_reasoning_distill.teacher.store.coverage import CoverageTally
 from trl_reasoning_distill.teacher.store.matching import RowAligner
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
 
@@ -228,6 +229,49 @@ def test_real_pairs_on_real_solutions(teacher, student, shared_data):
         *tokenizers, texts, chat_row if has_template else lambda text: {"prompt": "Q:\n", "completion": text}
     )
     assert share > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "student"), [("qwen3", "llama3_1"), ("llama3_1", "qwen2_5")])
+def test_real_pairs_have_targets_for_numbers(teacher, student, shared_data):
+    """With a teacher that gives the text's own token 0.9: nearly every position and every number has a target."""
+    tokenizers = [real_tokenizer(name) for name in (teacher, student)]
+    aligner = RowAligner(*tokenizers)
+    tally = CoverageTally(aligner.student)
+    for line in (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:25]:
+        example = {"prompt": "Q:\n", "completion": json.loads(line)["answer"]}
+        tokens = tokenize_example(tokenizers[0], example)
+        row = StoredRow(np.array(tokens.input_ids), np.array(tokens.labels), 0, len(tokens.labels), "")
+        plan = aligner.align(row, example)
+        log_probs = np.full((len(plan.text.ids), 1), np.log(0.9))
+        targets = aligner.targets([plan], plan.text.ids[:, None], log_probs, 5)
+        listed = (targets.ids == plan.positions.ids[:, None]) & (targets.log_probs > np.log(0.1))
+        assert listed.any(axis=1).mean() > 0.9
+        tally.add(plan.positions.ids, targets.ids, targets.log_probs)
+    coverage = tally.by_class()
+    assert coverage["all"].share >= 0.98
+    assert coverage["digits"].share >= 0.99
+    assert coverage["digits"].positions > 500
+
+
+def test_coverage_is_counted_by_class_of_token():
+    tokenizer = make_byte_level(["x = \\frac{12}{3}", "the the", "12 12 12"])
+    vocabulary = Vocabulary(tokenizer)
+    tokens = np.array([*(tokenizer.encode(text)[0] for text in ("12", "1", "=", "the")), tokenizer.eos_token_id])
+    ids = np.array([[5, -1], [-1, -1], [5, 6], [5, -1], [5, -1]])
+    log_probs = np.where(ids >= 0, np.log(0.25), -np.inf)
+    tally = CoverageTally(vocabulary)
+    tally.add(tokens, ids, log_probs)
+    assert {name: (one.positions, one.kept_positions) for name, one in tally.by_class().items()} == {
+        "all": (5, 4),
+        "digits": (2, 1),
+        "multi-digit": (1, 1),
+        "operators and LaTeX": (1, 1),
+        "words": (1, 1),
+        "specials": (1, 1),
+    }
+    assert tally.by_class()["operators and LaTeX"].mass == pytest.approx(0.5)
+    assert tally.by_class()["all"].mass == pytest.approx((0.25 * 3 + 0.5) / 4)
 
 
 def test_dropped_mass_goes_to_the_tail():

@@ -11,6 +11,7 @@ import itertools
 from collections import defaultdict
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trl_reasoning_distill.data.tokenization import supervised_positions, tokenize_example
 from trl_reasoning_distill.teacher.store import StoredRow
+from trl_reasoning_distill.teacher.store.cuts import RARELY
 from trl_reasoning_distill.teacher.store.matching import RowAligner
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary
 
@@ -134,8 +136,8 @@ def by_brute_force(
     return {token: p / total for token, p in found.items()} if total else {}
 
 
-def aligned(teacher: Teacher, names: tuple[str, str], text: str, top_m: int | None):
-    """The plan and the targets for a text, and what the teacher reads before each of its supervised tokens."""
+def read(teacher: Teacher, aligner: RowAligner, names: tuple[str, str], text: str, top_m: int | None):
+    """The plan for a text, the teacher's distributions, and the token that it reads before each of them."""
     tokenizers = [toy(name) for name in names]
     example = {"prompt": "Q:\n", "completion": text}
     tokens = tokenize_example(tokenizers[0], example)
@@ -145,9 +147,8 @@ def aligned(teacher: Teacher, names: tuple[str, str], text: str, top_m: int | No
     ids = np.argsort(-log_probs, axis=1, kind="stable")[:, : top_m or log_probs.shape[1]]
     kept = np.take_along_axis(log_probs, ids, axis=1)
     ids = np.where(np.isneginf(kept), -1, ids) if top_m else ids
-    aligner = toy_aligner(names)
     plan = aligner.align(StoredRow(np.array(tokens.input_ids), np.array(tokens.labels), 0, len(at), ""), example)
-    return plan, aligner.targets([plan], ids, kept, 40, teacher.temperature), lasts
+    return plan, ids, kept, lasts
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,7 +166,9 @@ def test_targets_are_those_of_brute_force(names, text, seed, sharpness, temperat
 
 def check(names, text, seed, sharpness, temperature, top_m) -> None:
     teacher, student = Teacher(toy(names[0]), seed, sharpness, temperature), toy(names[1])
-    plan, targets, lasts = aligned(teacher, names, text, top_m)
+    aligner = toy_aligner(names)
+    plan, ids, log_probs, lasts = read(teacher, aligner, names, text, top_m)
+    targets = aligner.targets([plan], ids, log_probs, 40, temperature)
     at = supervised_positions(plan.labels)
     start = at[0]
     reach = 1 + max(len(value) for value in Vocabulary(student).bytes_of.values())
@@ -192,3 +195,33 @@ def compare(expected: dict[int, float], target: dict[int, float], most: float | 
         divergence = sum(expected[token] * np.log(expected[token] / p) for token, p in target.items())
         divergence += should * np.log(should / tail) if should > 1e-6 else 0.0
         assert divergence <= most
+
+
+@pytest.mark.parametrize("share", [0.005, 0.3])
+def test_what_seldom_becomes_longer_counts_by_its_mean(share):
+    """A teacher that hardly ever puts a digit after a digit: once that is learnt, its digits are targets; if it often does, they are tail."""
+
+    class Hesitant(Teacher):
+        def _after(self, last: int) -> dict[int, float]:
+            probs = super()._after(last)
+            is_digit = {i: self.tokens.get(i, "") in ("0", "1") for i in probs}
+            if self.tokens.get(last, "") not in ("0", "1"):
+                return probs
+            sums = [sum(p for i, p in probs.items() if is_digit[i] == kind) for kind in (False, True)]
+            return {i: p / sums[is_digit[i]] * (share if is_digit[i] else 1 - share) for i, p in probs.items()}
+
+    names = ("bytes", "digits2")
+    teacher, student = Hesitant(toy("bytes"), 3, 1.0, 1.0), toy("digits2")
+    aligner = RowAligner(toy("bytes"), student)
+    plan, ids, log_probs, lasts = read(teacher, aligner, names, "0 1a0b1 ", None)
+    start, place = supervised_positions(plan.labels)[0], 2  # at the first "1"
+    before = list(plan.input_ids[start : start + place])
+    expected = by_brute_force(teacher, student, before, lasts[place], "", reach=3)
+    (other,) = student.encode("0")
+    assert expected[other] > 0.01
+    before_learning = aligner.targets([plan], ids, log_probs, 40)
+    assert other not in before_learning.ids[place]
+    aligner.learn([plan], ids, log_probs)
+    targets = aligner.targets([plan], ids, log_probs, 40)
+    found = np.exp(targets.log_probs[place][targets.ids[place] == other], dtype=float).tolist()
+    assert found == (pytest.approx([expected[other]], rel=0.01) if share < RARELY else [])

@@ -156,8 +156,11 @@ class Cuts:
         at by itself.
         """
         self._make_room()
-        share = self._stays / np.maximum(self._seen, 1e-9)
-        return np.where(openers == CLOSED, 1.0, np.where(share >= 1.0 - RARELY, share, 0.0)[openers])
+        result = np.ones(len(openers))
+        is_open = openers != CLOSED
+        share = self._stays[openers[is_open]] / np.maximum(self._seen[openers[is_open]], 1.0)
+        result[is_open] = np.where(share >= 1.0 - RARELY, share, 0.0)
+        return result
 
     def _make_room(self) -> None:
         count = len(self._openers) + len(self._inside) + 1

@@ -10,8 +10,8 @@ text from the last of its own boundaries on is followed:
   mass is left to the tail.
 - A token with which the student's tokenizer would not have cut at this position cannot come, and is taken out.
 
-The mass of a token in a target is never more than the exact one, and what is missing is in the tail. Sums of probabilities do not commute
-with temperature: a target is made for one.
+Up to `TOLERANCE` the mass of a token in a target is never more than the exact one, and what is missing is in the tail. Sums of
+probabilities do not commute with temperature: a target is made for one.
 """
 
 from __future__ import annotations
@@ -312,8 +312,8 @@ class _Walk:
         for key, more in zip(keys.tolist(), sums.tolist(), strict=True):
             value = self.cuts.inside_opener(key % openers)
             if value is not None:
-                for at in np.flatnonzero(place == key // openers):
-                    result[at] += more * self.cuts.begins(int(token[at]), value)
+                for number in np.flatnonzero(place == key // openers).tolist():
+                    result[number] += more * self.cuts.begins(int(token[number]), value)
         return result
 
 
