@@ -11,10 +11,12 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
+from tests.teacher.store.test_alignment import make_byte_level, write_teacher_store
 from tests.trainer import tiny
 from tests.trainer.conftest import logged, weights
 from trl_reasoning_distill.data.tokenization import tokenize_example
 from trl_reasoning_distill.teacher.store import StoreError, TopKStore
+from trl_reasoning_distill.teacher.store.alignment import align_store
 from trl_reasoning_distill.trainer.config import ReasoningSFTConfig, TopKDistillConfig
 from trl_reasoning_distill.trainer.reasoning_sft import ReasoningSFTTrainer
 from trl_reasoning_distill.trainer.targets import KD_IDS, KD_INDEX, KD_LOG_PROBS, KD_LOG_TAIL
@@ -355,6 +357,18 @@ def test_wrong_stores_are_refused(
         distill(teacher_logits=str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="needs a TopKDistillConfig"):
         TopKDistillTrainer(tiny.make_model(), ReasoningSFTConfig(str(tmp_path), bf16=False, use_cpu=True))
+
+
+def test_a_store_aligned_for_another_temperature_is_refused(
+    distill: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    theirs = make_byte_level()
+    write_teacher_store(tmp_path / "theirs", theirs)
+    align_store(tmp_path / "theirs", tokenizer, tmp_path / "aligned", teacher_tokenizer=theirs, temperature=2.0)
+    with pytest.raises(ValueError, match=r"aligned for T = 2, and the teacher is asked for at T = 1.*--temperature 1"):
+        distill(teacher_logits=str(tmp_path / "aligned"), kd_temperature=1.0, top_k=4)
+    with pytest.raises(ValueError, match="rows of the train dataset are not in it"):  # the temperature is right
+        distill(teacher_logits=str(tmp_path / "aligned"), kd_temperature=2.0, top_k=4)
 
 
 def test_ids_beyond_the_students_head_are_tail(distill: Callable[..., Any]) -> None:

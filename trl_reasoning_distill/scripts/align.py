@@ -2,10 +2,9 @@
 
     trl-distill align --store runs/x/capture --student Qwen/Qwen2.5-0.5B-Instruct --output_dir runs/x/align
 
-The teacher's ids become the student's: tokens of the same bytes, special tokens by their role. What the student does not have is
-dropped from the records, and its mass stays in the tail. Between different tokenizers a token gets a record only where teacher and
-student both have a token over the same bytes of the same text; `docs/concepts/alignment.md` has the shares that are kept for
-common pairs. For one tokenizer with a padded embedding (Qwen2.5 7B and 0.5B) nothing is lost.
+Between different tokenizers the teacher's distributions over its tokens become distributions over the student's, given the same bytes,
+for one temperature; `docs/concepts/alignment.md` has the maths and what is kept for common pairs. For one tokenizer the ids become
+the student's, what it does not have is left to the tail, and nothing is lost where an embedding is padded (Qwen2.5 7B and 0.5B).
 
 Writes `output_dir/store`; then `distill` with `teacher_logits: output_dir`.
 """
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl_reasoning_distill.options import Count, option
+from trl_reasoning_distill.options import Count, Positive, option
 from trl_reasoning_distill.scripts.planning import EXAMPLES, Plan
 from trl_reasoning_distill.scripts.stage import Outcome, Stage, StageArguments, parser_of, settings_of, stage_main
 
@@ -38,6 +37,10 @@ class AlignArguments(StageArguments):
     store_top_k: Count | None = option(None, "Tokens kept per position. Default: as many as the store has.")
     chat_template_path: str | None = option(
         None, "Chat template to use instead of the student's: a .jinja file, or a model with one."
+    )
+    temperature: Positive | None = option(
+        None,
+        "Between different tokenizers: the kd_temperature to train at, one that the store has. Default: the highest of these.",
     )
     trust_remote_code: bool = option(False, "Run code that comes with a hub model. Off unless you trust it.")
 
@@ -69,34 +72,38 @@ class Align(Stage):
         self.inputs = {"store": str(self.store.path), "student": options.student}
 
     def plan(self) -> Plan:
-        """How much the two vocabularies share, how much of the first rows' positions, and two rows with those that get a record marked."""
-        import numpy as np
-
+        """What is kept of the first rows, by class of token, and two rows with the positions that get a record marked."""
         from trl_reasoning_distill.data.examples import describe_examples
         from trl_reasoning_distill.data.tokenization import IGNORE_INDEX, supervised_positions
-        from trl_reasoning_distill.teacher.store.alignment import RowAligner
+        from trl_reasoning_distill.teacher.records import MISSING_ID
+        from trl_reasoning_distill.teacher.store.alignment import StoreAligner
+        from trl_reasoning_distill.teacher.store.coverage import describe_coverage
 
-        store = self.store
-        aligner = RowAligner(self.teacher, self.student, store.fingerprint, self.vocab_size)
-        rows = [aligner.align(store.row(i), store.example(i)) for i in range(min(100, store.rows))]
-        has_record = [sources >= 0 for _, _, sources in rows]
-        counts = aligner.id_counts()
+        store, options = self.store, self.options
+        aligner = StoreAligner(
+            store, self.student, self.teacher, self.vocab_size, options.store_top_k, options.temperature
+        )
+        rows = list(aligner.rows(range(min(100, store.rows))))
+        report = aligner.report()
         line = (
-            f"align: {counts['mapped_ids']:,} of {counts['teacher_ids']:,} teacher ids have a twin; "
-            f"{np.mean(np.concatenate(has_record)):.1%} of the supervised positions of the first {len(rows)} of {store.rows:,} rows would have a record"
+            f"align: {report.mapped_ids:,} of {report.teacher_ids:,} teacher ids have a twin; {report.kept_share:.1%} of the supervised "
+            f"positions of the first {len(rows)} of {store.rows:,} rows would have a record, "
+            f"for temperatures {', '.join(f'{t:g}' for t in report.temperatures)}"
         )
         examples = []
-        for (ids, labels, _), kept in zip(rows[:EXAMPLES], has_record, strict=False):
-            supervised = supervised_positions(labels)
-            recorded = {t for t, has in zip(supervised, kept, strict=True) if has}
-            marked = [i if t in recorded else IGNORE_INDEX for t, i in enumerate(ids)]
-            examples.append({"input_ids": ids, "labels": marked})
+        for row in rows[:EXAMPLES]:
+            has_record = row.records.ids[:, 0] != MISSING_ID
+            recorded = {t for t, has in zip(supervised_positions(row.labels), has_record, strict=True) if has}
+            labels = [i if t in recorded else IGNORE_INDEX for t, i in enumerate(row.input_ids)]
+            examples.append({"input_ids": list(row.input_ids), "labels": labels})
+        parts = [line, describe_coverage(report.coverage), describe_examples(examples, self.student)]
         disk = sum(entry["bytes"] for entry in store.manifest["shards"])
-        return Plan(f"{line}\n{describe_examples(examples, self.student)}", rows=store.rows, disk=disk)
+        return Plan("\n".join(parts), rows=store.rows, disk=disk)
 
     def run(self, run: StageRun) -> Outcome:
         """Align."""
         from trl_reasoning_distill.teacher.store.alignment import align_store
+        from trl_reasoning_distill.teacher.store.coverage import describe_coverage
 
         output = Path(self.output_dir) / "store"
         shutil.rmtree(output, ignore_errors=True)  # a killed run left it; aligning takes minutes, so it starts again
@@ -106,13 +113,16 @@ class Align(Stage):
             output,
             teacher_tokenizer=self.teacher,
             top_k=self.options.store_top_k,
+            temperature=self.options.temperature,
             student_vocab_size=self.vocab_size,
             progress=True,
         )
+        print(describe_coverage(report.coverage))
         return {"positions": report.positions, "kept_positions": report.kept_positions}, (
             f"{report.kept_positions:,} of {report.positions:,} positions kept ({report.kept_share:.1%}) · "
             f"{report.kept_mass:.4f} of {report.teacher_mass:.4f} Top-{self.store.top_k} mass kept there · "
-            f"{report.mapped_ids:,} of {report.teacher_ids:,} ids have a twin"
+            f"{report.mapped_ids:,} of {report.teacher_ids:,} ids have a twin · "
+            f"for temperatures {', '.join(f'{t:g}' for t in report.temperatures)}"
         )
 
 

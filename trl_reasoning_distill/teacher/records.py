@@ -23,9 +23,10 @@ class TopKLogProbs:
 
     Attributes:
         ids: `(n, M)` int32, most likely first; −1 where there is none.
-        log_probs: `(n, M)` float32, in nats, at T = 1; −inf where the id is −1.
+        log_probs: `(n, M)` float32, in nats, at T = 1; −inf where the id is −1. Where there is one temperature only, at that one: sums
+            over tokens, as an alignment between two tokenizers makes them, cannot be taken to another.
         log_sum_exp: `(n, len(temperatures))` float32, of `logits / T` over the whole vocabulary.
-        temperatures: The temperatures that `log_sum_exp` was taken at; 1.0 is always among them.
+        temperatures: The temperatures that `log_sum_exp` was taken at; 1.0 is among them, or there is only one.
         log_tail: `(n, len(temperatures))` float32, the log of the mass outside the M tokens at each temperature, summed from those
             tokens. `None` where nobody has summed it: `1 − Σ exp` in float32 knows a tail to 1e-7, and reverse KL takes its logarithm.
     """
@@ -50,7 +51,7 @@ class TopKLogProbs:
             raise ValueError(
                 f"Records want log_tail of the shape of log_sum_exp, {self.log_sum_exp.shape}, found {self.log_tail.shape}."
             )
-        if 1.0 not in self.temperatures:
+        if 1.0 not in self.temperatures and len(self.temperatures) != 1:
             raise ValueError(f"Records want T = 1 among their temperatures, found {self.temperatures}.")
 
     def __len__(self) -> int:
@@ -73,11 +74,10 @@ class TopKLogProbs:
         Raises:
             ValueError: If the log-sum-exp at that temperature was not captured: the tail could not be known.
         """
-        column = temperature_index(self.temperatures, temperature)
-        if temperature == 1.0:
+        column, base = temperature_index(self.temperatures, temperature), base_column(self.temperatures)
+        if column == base:
             return self.log_probs
-        one = self.temperatures.index(1.0)
-        offset = self.log_sum_exp[:, one] / np.float32(temperature) - self.log_sum_exp[:, column]
+        offset = self.log_sum_exp[:, base] / np.float32(temperature) - self.log_sum_exp[:, column]
         return self.log_probs / np.float32(temperature) + offset[:, None]
 
     def tail_outside(self, kept: npt.NDArray[np.bool_], temperature: float) -> npt.NDArray[np.float32] | None:
@@ -101,11 +101,12 @@ class TopKLogProbs:
         return np.logaddexp.reduce(parts, axis=1).astype(np.float32)
 
     def normalized(self) -> TopKLogProbs:
-        """The same distributions on the scale where the log-sum-exp at T = 1 is zero."""
-        lse_1 = self.log_sum_exp[:, self.temperatures.index(1.0)]
-        if not lse_1.any():
+        """The same distributions on the scale where the log-sum-exp that goes with `log_probs` is zero."""
+        base = base_column(self.temperatures)
+        lse = self.log_sum_exp[:, base]
+        if not lse.any():
             return self
-        shift = lse_1[:, None] / np.asarray(self.temperatures, np.float32)
+        shift = lse[:, None] * np.float32(self.temperatures[base]) / np.asarray(self.temperatures, np.float32)
         return dataclasses.replace(self, log_sum_exp=(self.log_sum_exp - shift).astype(np.float32))
 
     def take(self, rows: npt.NDArray[np.integer] | slice) -> TopKLogProbs:
@@ -156,6 +157,11 @@ class TopKLogProbs:
 def _joined(tails: Sequence[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
     known = [tail for tail in tails if tail is not None]
     return np.concatenate(known) if known and len(known) == len(tails) else None
+
+
+def base_column(temperatures: Sequence[float]) -> int:
+    """The column of the temperature that `log_probs` are at: 1, or the only one there is."""
+    return temperatures.index(1.0) if 1.0 in temperatures else 0
 
 
 def temperature_index(temperatures: Sequence[float], temperature: float) -> int:

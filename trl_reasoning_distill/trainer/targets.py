@@ -51,7 +51,17 @@ class StoredTargets:
     log_tail: str = ""
 
     def __post_init__(self) -> None:
-        temperature_index(self.store.temperatures, self.temperature)  # refuses one that was not captured
+        try:
+            temperature_index(self.store.temperatures, self.temperature)
+        except ValueError as error:
+            if not self.store.manifest["aligned_to"]:
+                raise
+            made_for = ", ".join(f"{t:g}" for t in self.store.temperatures)
+            raise ValueError(
+                f"The store at {self.store.path} was aligned for T = {made_for}, and {self.owner} is asked for at T = {self.temperature:g}. "
+                f"Between two tokenizers a target is a sum of probabilities, which says nothing of another temperature. Train at "
+                f"T = {made_for}, or align the teacher's own store again with --temperature {self.temperature:g}."
+            ) from error
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -16,7 +16,9 @@ from tests.teacher.tiny import make_tokenizer
 from trl_reasoning_distill.data.tokenization import chat_template_fingerprint, tokenize_example, tokenizer_fingerprint
 from trl_reasoning_distill.teacher.records import TopKLogProbs
 from trl_reasoning_distill.teacher.store import StoredRow, StoreError, TopKStore, TopKStoreWriter
-from trl_reasoning_distill.teacher.store.alignment import RowAligner, align_store, move_records
+from trl_reasoning_distill.teacher.store.alignment import align_store, move_records
+from trl_reasoning_distill.teacher.store.coverage import CoverageTally
+from trl_reasoning_distill.teacher.store.matching import RowAligner
 from trl_reasoning_distill.teacher.store.vocabulary import Vocabulary, map_vocabulary
 
 TEXTS = [
@@ -95,7 +97,8 @@ def check_pair(teacher, student, texts, example_of=chat_row) -> float:
         tokens = tokenize_example(teacher, example)
         supervised = [t for t, label in enumerate(tokens.labels) if t and label != -100]
         row = StoredRow(np.array(tokens.input_ids), np.array(tokens.labels), 0, len(supervised), "")
-        input_ids, labels, sources = aligner.align(row, example)
+        plan = aligner.align(row, example)
+        input_ids, labels, sources = plan.input_ids, plan.labels, plan.sources
         assert (list(input_ids), list(labels)) == (
             tokenize_example(student, example).input_ids,
             tokenize_example(student, example).labels,
@@ -168,7 +171,8 @@ def test_think_tags_as_tokens_meet_whatever_they_count_as(kinds):
     tokens = tokenize_example(teacher, example)
     supervised = [t for t, label in enumerate(tokens.labels) if t and label != -100]
     row = StoredRow(np.array(tokens.input_ids), np.array(tokens.labels), 0, len(supervised), "")
-    input_ids, labels, sources = aligner.align(row, example)
+    plan = aligner.align(row, example)
+    input_ids, labels, sources = plan.input_ids, plan.labels, plan.sources
     student_at = [t for t, label in enumerate(labels) if t and label != -100]
     source_of = {input_ids[t]: source for t, source in zip(student_at, sources, strict=True)}
     for tag in ("<think>", "</think>"):
@@ -227,6 +231,49 @@ def test_real_pairs_on_real_solutions(teacher, student, shared_data):
     assert share > 0.4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "student"), [("qwen3", "llama3_1"), ("llama3_1", "qwen2_5")])
+def test_real_pairs_have_targets_for_numbers(teacher, student, shared_data):
+    """With a teacher that gives the text's own token 0.9: nearly every position and every number has a target."""
+    tokenizers = [real_tokenizer(name) for name in (teacher, student)]
+    aligner = RowAligner(*tokenizers)
+    tally = CoverageTally(aligner.student)
+    for line in (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:25]:
+        example = {"prompt": "Q:\n", "completion": json.loads(line)["answer"]}
+        tokens = tokenize_example(tokenizers[0], example)
+        row = StoredRow(np.array(tokens.input_ids), np.array(tokens.labels), 0, len(tokens.labels), "")
+        plan = aligner.align(row, example)
+        log_probs = np.full((len(plan.text.ids), 1), np.log(0.9))
+        targets = aligner.targets([plan], plan.text.ids[:, None], log_probs, 5)
+        listed = (targets.ids == plan.positions.ids[:, None]) & (targets.log_probs > np.log(0.1))
+        assert listed.any(axis=1).mean() > 0.9
+        tally.add(plan.positions.ids, targets.ids, targets.log_probs)
+    coverage = tally.by_class()
+    assert coverage["all"].share >= 0.98
+    assert coverage["digits"].share >= 0.99
+    assert coverage["digits"].positions > 500
+
+
+def test_coverage_is_counted_by_class_of_token():
+    tokenizer = make_byte_level(["x = \\frac{12}{3}", "the the", "12 12 12"])
+    vocabulary = Vocabulary(tokenizer)
+    tokens = np.array([*(tokenizer.encode(text)[0] for text in ("12", "1", "=", "the")), tokenizer.eos_token_id])
+    ids = np.array([[5, -1], [-1, -1], [5, 6], [5, -1], [5, -1]])
+    log_probs = np.where(ids >= 0, np.log(0.25), -np.inf)
+    tally = CoverageTally(vocabulary)
+    tally.add(tokens, ids, log_probs)
+    assert {name: (one.positions, one.kept_positions) for name, one in tally.by_class().items()} == {
+        "all": (5, 4),
+        "digits": (2, 1),
+        "multi-digit": (1, 1),
+        "operators and LaTeX": (1, 1),
+        "words": (1, 1),
+        "specials": (1, 1),
+    }
+    assert tally.by_class()["operators and LaTeX"].mass == pytest.approx(0.5)
+    assert tally.by_class()["all"].mass == pytest.approx((0.25 * 3 + 0.5) / 4)
+
+
 def test_dropped_mass_goes_to_the_tail():
     records = make_records(50, 8, vocab_size=20)
     id_map = np.where(np.arange(20) % 3 == 0, -1, np.arange(20) + 100).astype(np.int32)
@@ -240,6 +287,8 @@ def test_dropped_mass_goes_to_the_tail():
         expected = [*left[:4], *[(-1, -np.inf)] * (4 - len(left[:4]))]
         assert list(zip(moved.ids[after].tolist(), moved.log_probs[after].tolist(), strict=True)) == expected
     assert (moved.log_sum_exp == records.log_sum_exp).all()
+    padded = move_records(records, np.ones(50, bool), id_map[:10], top_k=4)  # ids from 10 on only pad the embedding
+    assert set(padded.ids.ravel().tolist()) == {-1, *id_map[:10].tolist()}
     none = move_records(records, np.zeros(50, bool), id_map, top_k=4)
     assert (none.ids == -1).all()
     assert np.isneginf(none.log_probs).all()
@@ -261,37 +310,75 @@ def write_teacher_store(path: Path, tokenizer, *, keep_text: bool = True) -> dic
             writer.add(tokens.input_ids, tokens.labels, records, chat_row(text) if keep_text else None)
 
 
+def test_one_tokenizer_keeps_its_records_bit_for_bit(tmp_path):
+    """Added and padded ids change nothing else: all temperatures, all log-sum-exps, every log-prob."""
+    teacher, student = make_byte_level(), make_byte_level()
+    student.add_tokens(["<think>"])
+    write_teacher_store(tmp_path / "teacher", teacher)
+    report = align_store(
+        tmp_path / "teacher", student, tmp_path / "student", teacher_tokenizer=teacher, top_k=4, student_vocab_size=290
+    )
+    store, source = TopKStore.open(tmp_path / "student"), TopKStore.open(tmp_path / "teacher")
+    assert store.temperatures == report.temperatures == source.temperatures == (1.0, 2.0)
+    everything = np.arange(len(source))
+    id_map = np.where(np.arange(len(teacher)) < 290, np.arange(len(teacher)), -1).astype(np.int32)
+    expected, found = move_records(source.read(everything), everything >= 0, id_map, 4), store.read(everything)
+    assert (found.ids == expected.ids).all()
+    assert (found.log_probs == expected.log_probs).all()
+    assert (found.log_sum_exp == expected.log_sum_exp).all()
+    for number in range(store.rows):
+        assert store.row(number).hash == source.row(number).hash
+        assert store.row(number).offset == source.row(number).offset
+
+
 def test_aligned_store_is_the_students(tmp_path):
+    """Between two tokenizers: its rows, its ids, one temperature, and in the manifest what was kept."""
     teacher, student = make_byte_level(), make_tokenizer()
     write_teacher_store(tmp_path / "teacher", teacher)
     report = align_store(
         tmp_path / "teacher", student, tmp_path / "student", teacher_tokenizer=teacher, top_k=4, student_vocab_size=264
     )
-    store, source = TopKStore.open(tmp_path / "student"), TopKStore.open(tmp_path / "teacher")
+    store = TopKStore.open(tmp_path / "student")
     assert store.top_k == 4
     assert store.tokenizer_fingerprint == tokenizer_fingerprint(student)
     store.check_compatible(
         {"tokenizer": tokenizer_fingerprint(student), "chat_template": chat_template_fingerprint(student)}
     )
-    aligner = RowAligner(teacher, student)
-    kept = 0
     for number, text in enumerate(TEXTS):
-        expected = tokenize_example(student, chat_row(text))
-        row = store.row(number)
-        assert row.input_ids.tolist() == expected.input_ids
-        *_, sources = aligner.align(source.row(number), source.example(number))
-        stored = store.read(np.arange(row.offset, row.offset + row.count))
-        for place, record in enumerate(sources):
-            if record < 0:
-                assert (stored.ids[place] == -1).all()
-                continue
-            original = source.read([source.row(number).offset + record])
-            twins = [int(aligner.id_map[i]) for i in original.ids[0] if aligner.id_map[i] >= 0][:4]
-            assert stored.ids[place][stored.ids[place] >= 0].tolist() == twins
-            kept += bool(twins)
-    assert report.kept_positions == kept
-    assert 0 < report.kept_mass <= report.teacher_mass <= 1
-    assert store.manifest["aligned_to"]["kept_positions"] == kept
+        assert store.row(number).input_ids.tolist() == tokenize_example(student, chat_row(text)).input_ids
+    records = store.read(np.arange(len(store)))
+    kept = records.ids[:, 0] >= 0
+    assert report.positions == len(store)
+    assert report.kept_positions == report.coverage["all"].kept_positions == kept.sum() > 0
+    assert report.kept_mass == pytest.approx(np.exp(records.log_probs[kept], dtype=float).sum(axis=1).mean())
+    assert records.ids.max() < 264
+    assert 0 < report.kept_mass <= 1
+    assert store.manifest["aligned_to"]["kept_positions"] == kept.sum()
+    assert set(report.coverage) == set(store.manifest["aligned_to"]["coverage"])
+
+
+def test_an_aligned_store_is_for_one_temperature(tmp_path):
+    teacher, student = make_byte_level(), make_tokenizer()
+    write_teacher_store(tmp_path / "teacher", teacher)
+    stores = {}
+    for temperature in (1.0, 2.0):
+        report = align_store(
+            tmp_path / "teacher",
+            student,
+            tmp_path / f"at {temperature}",
+            teacher_tokenizer=teacher,
+            temperature=temperature,
+        )
+        stores[temperature] = report.store
+        assert report.store.temperatures == report.temperatures == (temperature,)
+        assert report.store.manifest["aligned_to"]["temperatures"] == [temperature]
+    everything = np.arange(len(stores[1.0]))
+    assert (stores[1.0].read(everything).log_probs != stores[2.0].read(everything).log_probs).any()
+    by_default = align_store(tmp_path / "teacher", student, tmp_path / "default", teacher_tokenizer=teacher).store
+    assert by_default.temperatures == (2.0,)
+    assert (by_default.read(everything).at_temperature(2.0) == stores[2.0].read(everything).log_probs).all()
+    with pytest.raises(ValueError, match=r"Temperature 3 was not captured"):
+        align_store(tmp_path / "teacher", student, tmp_path / "out", teacher_tokenizer=teacher, temperature=3.0)
 
 
 def test_what_cannot_be_aligned_is_refused(tmp_path):

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs
+from trl_reasoning_distill.teacher.records import MISSING_ID, TopKLogProbs, base_column
 
 Encoding = Literal["compact", "lossless"]
 ENCODINGS: tuple[Encoding, ...] = ("compact", "lossless")
@@ -95,7 +95,7 @@ def encode_block(ranks: npt.NDArray[np.uint32], records: TopKLogProbs, encoding:
     steps = np.maximum.accumulate(steps, axis=0)  # an empty place repeats the one before it
     deltas = _byte_planes(np.diff(steps, axis=0).astype(np.uint16))
     streams += [*_column_groups(deltas[0]), deltas[1]]
-    masses = {records.temperatures.index(1.0): _mass_codes(log_probs)}
+    masses = {base_column(records.temperatures): _mass_codes(log_probs)}
     for column in further:
         at_temperature = log_probs / np.float32(records.temperatures[column]) - records.log_sum_exp[:, column]
         masses[column] = _mass_codes(at_temperature)
@@ -139,8 +139,8 @@ def decode_block(
     if MISSING_ID in table:
         steps[ids == MISSING_ID] = _NO_TOKEN
     relative = _RELATIVE.take(steps, mode="clip")
-    masses = {temperatures.index(1.0): _join_bytes(streams, np.uint16)}
-    shift = _log_mass(masses[temperatures.index(1.0)]) - _log_sum_exp(_RELATIVE, steps)
+    masses = {base_column(temperatures): _join_bytes(streams, np.uint16)}
+    shift = _log_mass(masses[base_column(temperatures)]) - _log_sum_exp(_RELATIVE, steps)
     for column in further:
         temperature = np.float32(temperatures[column])
         kept = _log_sum_exp(_RELATIVE / temperature, steps) + shift / temperature
@@ -157,8 +157,8 @@ def decode_block(
 
 
 def _further(temperatures: Sequence[float]) -> list[int]:
-    """The columns of all temperatures but 1, whose log-sum-exp is 0."""
-    return [column for column, temperature in enumerate(temperatures) if temperature != 1.0]
+    """The columns of all temperatures but that of the log-probs, whose log-sum-exp is 0."""
+    return [column for column in range(len(temperatures)) if column != base_column(temperatures)]
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ class Vocabulary:
         special: Id to text, for special tokens.
         added: Id to text, for all tokens that were added to the vocabulary, special or not.
         fallback: Ids such as `<0x0A>` that stand for a single byte beside the regular token of that byte.
+        role_of: Id to role, for the tokens that end, begin or pad a text or stand for what is unknown.
+        size: One more than the highest id.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -39,7 +42,8 @@ class Vocabulary:
         self.added: dict[int, str] = {i: str(token) for i, token in added.items()}
         self.special: dict[int, str] = {i: str(token) for i, token in added.items() if token.special}
         self.fallback: set[int] = set()
-        is_byte_level = _is_byte_level(tokenizer)
+        self._spec = _specification(tokenizer)
+        is_byte_level = _is_byte_level(tokenizer, self._spec)
         space = " " if is_byte_level else "▁"  # Gemma's runs of spaces are added tokens
         self.bytes_of: dict[int, bytes] = {
             i: str(token).replace(space, " ").encode() for i, token in added.items() if not token.special
@@ -60,6 +64,31 @@ class Vocabulary:
             if i is not None:
                 self.role_of[i] = role
         self.size = 1 + max([*self.bytes_of, *self.special], default=-1)
+
+    def cuts_as(self, other: Vocabulary) -> bool:
+        """Whether both cut every text alike: one model, one normalisation, one way to split, whatever tokens were added."""
+        return all(self._spec.get(part) == other._spec.get(part) for part in ("model", "normalizer", "pre_tokenizer"))
+
+    def tokenize(self, values: Sequence[bytes]) -> list[list[int]]:
+        """The tokens of pieces from inside a text: nothing is put before or behind them, and no special token is read in them.
+
+        Args:
+            values: UTF-8; what is not, such as half a character, has no tokens.
+        """
+        texts = [_as_text(value) for value in values]
+        encoded = self._inner.encode_batch([text or "" for text in texts], add_special_tokens=False)
+        return [one.ids for one in encoded]
+
+    @cached_property
+    def _inner(self) -> Any:
+        from tokenizers import Tokenizer
+
+        spec = {**self._spec, "truncation": None, "padding": None, "post_processor": None}
+        for part in ("normalizer", "pre_tokenizer"):
+            spec[part] = _without_prefix(spec.get(part))
+        inner = Tokenizer.from_str(json.dumps(spec))
+        inner.encode_special_tokens = True
+        return inner
 
 
 def map_vocabulary(teacher: Vocabulary, student: Vocabulary, student_size: int | None = None) -> npt.NDArray[np.int32]:
@@ -105,14 +134,19 @@ def map_vocabulary(teacher: Vocabulary, student: Vocabulary, student_size: int |
     return mapped
 
 
-def _is_byte_level(tokenizer: Any) -> bool:
-    """Whether tokens are written in GPT-2's alphabet for bytes; if not, in SentencePiece's conventions."""
+def _specification(tokenizer: Any) -> dict[str, Any]:
+    """The content of `tokenizer.json`."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(
             f"{type(tokenizer).__name__} is a tokenizer without a fast version; only those with one can be aligned."
         )
-    spec = json.loads(backend.to_str())
+    spec: dict[str, Any] = json.loads(backend.to_str())
+    return spec
+
+
+def _is_byte_level(tokenizer: Any, spec: dict[str, Any]) -> bool:
+    """Whether tokens are written in GPT-2's alphabet for bytes; if not, in SentencePiece's conventions."""
     if '"ByteLevel"' in json.dumps([spec.get("decoder"), spec.get("pre_tokenizer")]):
         return True
     if spec["model"]["type"] in ("BPE", "Unigram") and "▁" in json.dumps(
@@ -123,6 +157,26 @@ def _is_byte_level(tokenizer: Any) -> bool:
         f"{getattr(tokenizer, 'name_or_path', tokenizer)} is a {spec['model']['type']} tokenizer whose tokens cannot be told as bytes; "
         f"byte-level BPE and SentencePiece's conventions can."
     )
+
+
+def _without_prefix(part: Any) -> Any:
+    """A normaliser or pre-tokenizer that puts no space before a text."""
+    if not isinstance(part, dict):
+        return part
+    members = next((name for name in ("normalizers", "pretokenizers") if name in part), None)
+    if members:
+        return {**part, members: [_without_prefix(one) for one in part[members] if one["type"] != "Prepend"]}
+    if part["type"] == "Prepend":
+        return None
+    plain = {"prepend_scheme": "never", "add_prefix_space": False}
+    return {name: plain.get(name, value) for name, value in part.items()}
+
+
+def _as_text(value: bytes) -> str | None:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 @lru_cache(maxsize=1)
