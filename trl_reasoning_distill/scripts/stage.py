@@ -33,7 +33,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from trl_reasoning_distill.data.files import DiskFullError
 from trl_reasoning_distill.extras import MissingExtraError
@@ -90,13 +90,6 @@ class StageArguments(TrainingStageArguments):
     """Options of every stage that is not a training."""
 
     output_dir: str = option(help="Folder for what this stage makes.")
-
-
-class Folder(Protocol):
-    """The options that every stage with a folder has; a training has them in two dataclasses."""
-
-    output_dir: str
-    overwrite: bool
 
 
 class Stage:
