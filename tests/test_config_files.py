@@ -83,7 +83,13 @@ def test_a_number_that_could_be_another_is_refused_with_its_line(path: Path, tex
         read(path, document.format(text))
 
 
-@given(st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none() | st.text(string.printable, max_size=8))
+@given(
+    st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.booleans()
+    | st.none()
+    | st.text(string.printable, max_size=8)
+)
 def test_what_json_writes_is_read_as_it_is(path: Path, value: Any) -> None:
     import json
 

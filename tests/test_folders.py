@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from trl_reasoning_distill import folders
@@ -56,6 +57,15 @@ def test_a_writer_that_was_killed_is_not_waited_for(tmp_path: Path, holder: subp
     with one_writer(tmp_path):
         assert json.loads((tmp_path / WRITER_NAME).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_that_nobody_has_waited_for_is_dead(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """Ranks whose launcher was killed stay in the table of processes, as zombies, until somebody asks for their exit code."""
+    holder.send_signal(signal.SIGKILL)
+    while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with one_writer(tmp_path):
+        assert json.loads((tmp_path / WRITER_NAME).read_text())["pid"] == os.getpid()
 
 
 def test_without_reliable_locks_the_note_tells_who_lives(tmp_path: Path, holder: subprocess.Popen[str]) -> None:

@@ -54,8 +54,10 @@ def one_writer(folder: Path) -> Iterator[None]:
             ended.set()
             note.unlink(missing_ok=True)
     finally:
+        (folder / LOCK_NAME).unlink(
+            missing_ok=True
+        )  # while it is held: who opened it meanwhile sees that it has no name
         lock.release()
-        (folder / LOCK_NAME).unlink(missing_ok=True)
 
 
 def check_apart(output: Path, inputs: Mapping[str, Any]) -> None:
@@ -134,10 +136,11 @@ def _is_dead(writer: Mapping[str, Any], silent: float) -> bool:
     if writer.get("pid") == os.getpid():
         return True  # an earlier run in this very process
     try:
-        started = psutil.Process(int(writer["pid"])).create_time()
+        process = psutil.Process(int(writer["pid"]))
+        started, has_ended = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return True
-    return datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds") != writer.get("started")
+    return has_ended or datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds") != writer.get("started")
 
 
 def _age(note: Path) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from trl_reasoning_distill.data.decontamination import (
 from trl_reasoning_distill.data.files import write_jsonl
 from trl_reasoning_distill.data.schema import Problem
 from trl_reasoning_distill.data.sources import SourceUnavailableError, load_problems
-from trl_reasoning_distill.extras import MissingExtraError
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=40).map(" ".join)
 
@@ -194,10 +192,7 @@ def test_short_questions_are_compared_by_what_words_they_have() -> None:
     assert find(second("What is 2+3?")) is None
 
 
-def test_errors_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_teach() -> None:
     with pytest.raises(ValueError, match="above 0"):
         Deduplicator(0.0)
-    monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(MissingExtraError, match=r"trl-reasoning-distill\[data\]"):
-        Deduplicator(0.8)
     assert Deduplicator(None)(FIRST) is None

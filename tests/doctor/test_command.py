@@ -137,7 +137,7 @@ def test_the_doctor_reads_only_options_that_exist(recipe: Path) -> None:
     for path in (REPOSITORY / "trl_reasoning_distill" / "doctor").glob("*.py"):
         calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
         called = {call.args[0].value for call in calls if _is_get(call)}
-        assert called <= names | {"count", "prompt"}, path  # of an entry of a mixture, and of a row
+        assert called <= names | {"count", "prompt", "scaling"}, path  # of an entry of a mixture, a row, and a table
 
 
 def _is_get(call: ast.Call) -> bool:

@@ -6,7 +6,6 @@ import html.parser
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from trl_reasoning_distill.evaluation.compare import Comparison, compare_models
 from trl_reasoning_distill.evaluation.metrics import summarize
 from trl_reasoning_distill.evaluation.report import write_report as write_full_report
 from trl_reasoning_distill.evaluation.runs import trace_provenance
-from trl_reasoning_distill.extras import MissingExtraError
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}</pre></details>"
@@ -339,13 +337,3 @@ def test_curves_of_a_training_that_has_not_ended(run):
     write_json(run / "sft" / "checkpoint-10" / "trainer_state.json", {"log_history": [{"step": 10, "sft_loss": 0.125}]})
     write_report(run / "evaluate", run / "report", training={"sft": run / "sft"})
     assert "0.125 at step 10" in (run / "report" / "report.html").read_text()
-
-
-@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
-def test_a_missing_extra_is_one_line(run, monkeypatch, module):
-    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'trl-reasoning-distill\[report\]'"):
-        write_report(run / "evaluate", run / "report")
-    assert not (run / "report").exists()

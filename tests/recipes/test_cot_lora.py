@@ -27,7 +27,7 @@ def finished(
     teacher, student = (str(quickstart_models / role) for role in ("teacher", "student"))
     asked = {"response_format": "think", "system_prompt": "", "max_new_tokens": 96, "quantization": None}
     overrides = {
-        "generate": asked | {"model": teacher},
+        "generate": asked | {"teacher": teacher},
         "sft": TRAINING | {"model_name_or_path": student, "reasoning_format": "think", "load_in_4bit": False},
         "evaluate": asked | {"models": {"base": student, "teacher": teacher, "sft": "runs/cot_lora/sft/final_model"}},
         "report": {"resamples": 200},

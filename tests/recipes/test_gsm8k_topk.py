@@ -32,10 +32,10 @@ def finished(
     evaluate = read_config(repository / "recipes" / "gsm8k_topk" / "evaluate.yaml")
     overrides = {
         "data": {"mixture": {"gsm8k": {"count": 12, "split": "train"}}, "data_dir": "copies", "tokenizer": student, "response_format": "think"},
-        "generate": asked | {"model": teacher, "num_samples": 2},
+        "generate": asked | {"teacher": teacher, "num_samples": 2},
         "sft": training | {"model_name_or_path": student},
         "sft_control": training,
-        "capture": {"model": teacher},
+        "capture": {"teacher": teacher},
         "distill": training,
         "evaluate": asked | {"models": evaluate["models"] | {"base": student, "teacher": teacher}, "data_dir": "copies"},
         "report": {"resamples": 200},

@@ -231,6 +231,7 @@ student_tokenizer = AutoTokenizer.from_pretrained("recipes/quickstart/models/stu
 PAGES: dict[str, str] = {
     "docs/concepts/alignment.md": ALIGNMENT_PREAMBLE,
     "docs/concepts/loss.md": LOSS_PREAMBLE,
+    "docs/concepts/reasoning-format.md": "",
     "docs/concepts/store-format.md": "",
     "docs/stages/data.md": "",
     "docs/stages/distill.md": "import math\nimport torch\nfrom trl_reasoning_distill import TopKDistillTrainer\n",

@@ -88,10 +88,10 @@ def test_where_rules_disagree_examples_are_shown(tmp_path: Path, capsys: pytest.
     assert list(disagreements) == ["boxed, not answer_is"]
     kind = disagreements["boxed, not answer_is"]
     assert (kind["traces"], kind["correct"], len(kind["examples"])) == (7, 7, 5)
-    assert kind["examples"][0] | {"boxed": "4", "answer_is": "5", "gold": "4"} == kind["examples"][0]
+    assert kind["examples"][0] | {"boxed": "4", "answer_is": "5", "gold_answer": "4"} == kind["examples"][0]
     printed = capsys.readouterr().out
     assert "boxed, not answer_is: 7 traces, 7 right" in printed
-    assert printed.count("p0/0: boxed '4', answer_is '5', gold '4'") == 1
+    assert printed.count("p0/0: boxed '4', answer_is '5', gold answer '4'") == 1
 
 
 def test_a_stopped_run_goes_on(generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
