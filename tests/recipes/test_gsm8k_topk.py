@@ -65,7 +65,7 @@ def test_the_teachers_top_25_are_stored_and_its_top_10_taught(finished: Finished
     assert (store.top_k, store.temperatures, store.rows) == (25, (1.0, 2.0), len(finished.rows("verify/train.jsonl")))
     config = read_manifest(finished.runs / "distill").config
     expected = {
-        "top_k": 10,
+        "kd_top_k": 10,
         "kd_temperature": 2.0,
         "kd_weight": 0.35,
         "kd_support": "renormalized",
