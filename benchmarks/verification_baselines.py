@@ -2,8 +2,8 @@ r"""The verifiers that ours is compared with: math-verify alone, TRL's `accuracy
 
 Each takes cases and returns, for each, whether the verifier takes it for right. math-verify and TRL are the installed packages with their defaults.
 lm-eval (`minerva_math` for mathematics, the flexible filter of `gsm8k` for GSM8K) and Qwen2.5-Math's evaluation (`extract_answer`, `strip_string`,
-`math_equal`) need another version of ANTLR than math-verify, so their rules are written anew here, after their published source; where those
-would ask sympy, math-verify's reader is asked.
+`math_equal`) need another version of ANTLR than math-verify, so their rules are written anew here, as they are known, and not checked against their
+source; where those would ask sympy, math-verify's reader is asked. Read their columns as an indication.
 """
 
 from __future__ import annotations
