@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoProcessor
 
 from trl_reasoning_distill.hub import context_length, find_config, load_config, load_processor, load_tokenizer
 
@@ -36,6 +38,16 @@ def test_a_torn_tokenizer_file(student: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"No tokenizer could be loaded .* Copy it again\.$"):
         load_tokenizer(str(tmp_path), advice="Copy it again.")
+
+
+def test_a_text_model_whose_tokenizer_names_the_processor_of_a_model_that_sees(student: str, tmp_path: Path) -> None:
+    shutil.copytree(student, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["processor_class"] = "Gemma3Processor"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises((OSError, ValueError, TypeError)):
+        AutoProcessor.from_pretrained(tmp_path)  # else this shows nothing
+    assert load_processor(str(tmp_path)).get_vocab() == load_tokenizer(student).get_vocab()
 
 
 def test_a_template_that_is_not_there(student: str, tmp_path: Path) -> None:

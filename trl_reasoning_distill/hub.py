@@ -54,11 +54,15 @@ def load_processor(name: str, *, revision: str | None = None, trust_remote_code:
     """
     from transformers import AutoProcessor
 
-    return _load(
-        "tokenizer or processor",
-        name,
-        lambda: AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code),
-    )
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        return _load("tokenizer or processor", name, lambda: AutoProcessor.from_pretrained(name, **options))
+    except ValueError:
+        config = find_config(name, **options)
+        if config is None or config.get_text_config() is not config:
+            raise
+        # A text model's tokenizer may name the processor of its sibling that sees, as Gemma 3's 1B does
+        return load_tokenizer(name, **options)
 
 
 def load_config(
