@@ -60,7 +60,7 @@ class HeadLossOutput(ModelOutput):
     """What a model with a head loss returns.
 
     Args:
-        objective: The loss, a scalar with the graph. Not named `loss`, to which PEFT's AdaLoRA adds a term of its own.
+        objective: The loss, a scalar with the graph.
         per_token: The `FusedLoss`, whose per-token fields are detached.
         aux_loss: Load-balancing loss of a mixture of experts, unweighted; `None` unless router logits were asked for.
     """
@@ -68,6 +68,15 @@ class HeadLossOutput(ModelOutput):
     objective: Tensor
     per_token: FusedLoss | None = None  # always set; ModelOutput allows one required field
     aux_loss: Tensor | None = None
+
+    @property
+    def loss(self) -> Tensor:
+        """The same under the name that models use. A copy: PEFT's AdaLoRA adds a term of its own to it, in place, which TRL does not train."""
+        return self.objective.clone()
+
+    @loss.setter
+    def loss(self, value: Tensor) -> None:
+        """As PEFT's AdaLoRA assigns it; the trainer takes `objective`."""
 
 
 def bound_to(model: PreTrainedModel, forward: Callable[..., Any]) -> Callable[..., Any]:
