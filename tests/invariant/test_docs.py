@@ -114,7 +114,7 @@ def test_an_inner_name_is_found(tmp_path: Path) -> None:
     assert taught_inner_names(tmp_path) == ["README.md: from trl_reasoning_distill.data.files import hash_path"]
 
 
-IMAGES = re.compile(r"\b(road|house|foretold|foretell|torment|in peace|rooms)\b", re.IGNORECASE)
+IMAGES = re.compile(r"\b(road|house|foretold|foretells?|torment|in peace|rooms)\b", re.IGNORECASE)
 """Words that stood for a stage, the code, a prediction or a file's folder; the field's own words say it."""
 
 

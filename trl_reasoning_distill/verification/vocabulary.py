@@ -193,8 +193,8 @@ def _chinese_to_figures(text: str) -> str:
     def whole(match: re.Match[str]) -> str:
         value = _chinese_value(match[0])
         neighbours = text[match.start() - 1 : match.start()] + text[match.end() : match.end() + 1]
-        is_word = match[0] in "一点" or (
-            len(match[0]) == 1 and match[0] in "十百千万亿点零" and bool(_HAN.search(neighbours)) and match[0] != "十"
+        is_word = match[0] in ("点", "一点") or (  # 一 and 千 inside a word are no number; 十 is
+            len(match[0]) == 1 and match[0] in "一百千万亿零" and bool(_HAN.search(neighbours))
         )
         return match[0] if value is None or is_word else _plain(value)
 
