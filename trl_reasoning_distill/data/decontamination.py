@@ -37,7 +37,7 @@ def words(text: str) -> list[str]:
 
 
 def question_hash(text: str, tokens: list[str]) -> int:
-    """The 64-bit hash of a text's words; a text without any, such as `√?`, is told apart by its characters."""
+    """The 64-bit hash of a text's words; a text without any, such as `√?`, is hashed by its characters."""
     return xxhash.xxh3_64_intdigest((" ".join(tokens) or text).encode())
 
 
